@@ -1,0 +1,1 @@
+"""Frozen feature networks for metrics, and where their published weights are."""

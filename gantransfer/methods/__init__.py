@@ -1,0 +1,1 @@
+"""Methods of GAN transfer, one file each, behind seven hooks."""

@@ -1,0 +1,1 @@
+"""What the two players minimise: adversarial losses and gradient penalties."""

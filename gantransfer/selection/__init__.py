@@ -1,0 +1,1 @@
+"""Which source to start from, and which feature network to judge with."""

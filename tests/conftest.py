@@ -1,0 +1,37 @@
+"""What every test may rely on: eight simulated CPU devices, a compilation cache, the shared folder."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+assert "jax" not in sys.modules, "a pytest plugin imported jax before its environment was set"
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+# Environment variables rather than jax.config, so that the processes that tests start share the cache.
+CACHE = os.environ.get("GANTRANSFER_TEST_CACHE") or Path(tempfile.gettempdir()) / f"gantransfer-tests-{os.getuid()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import pytest  # noqa: E402
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data sets, published weights and parity fixtures beside the checkout (or `GANTRANSFER_SHARED`)."""
+    folder = Path(os.environ.get("GANTRANSFER_SHARED") or CHECKOUT.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"the shared folder {folder} is missing; set GANTRANSFER_SHARED to where it is")
+    return folder
+
+
+@pytest.fixture
+def key():
+    """A typed random key, the same for every test."""
+    import jax
+
+    return jax.random.key(0)
