@@ -1,0 +1,203 @@
+"""The verbs of the command line: parsing and exit codes only; each verb is a thin call of one function of `gantransfer.api`.
+
+Exit codes: 0 done, 1 a fault of ours (with its traceback) or a training that diverged, 2 the user's mistake (one line), 75 stopped by a signal with
+everything saved (run the same command again to go on).
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from gantransfer import __version__
+from gantransfer.errors import Diverged, Stopped, UserError, one_of
+
+EXAMPLES = """examples:
+  gantransfer finetune --source glyphs --data flowers.zip --mode class_embedding_only --kimg 50 --workdir runs/flowers
+  gantransfer finetune --config configs/quickstart.py --config.optimizer.lr_g=1e-3 --workdir runs/a --dry_run
+  gantransfer sample --source runs/flowers --seeds 0-15 --classes rose,tulip --truncation 0.8 --output samples.png
+  gantransfer evaluate --source runs/flowers --data flowers.zip --features digits_cnn
+  gantransfer report runs/a runs/b --output compare.html
+  gantransfer list sources
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Prints one line; argparse would print the usage first."""
+        self.exit(2, f"gantransfer: {message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all verbs."""
+    parser = _Parser(
+        prog="gantransfer",
+        description="Finetune pretrained GANs.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gantransfer {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+
+    finetune = verbs.add_parser("finetune", help="finetune a source on images (the same command again resumes)", allow_abbrev=False)
+    finetune.add_argument("--config", metavar="FILE.py", help="a file with get_config(); fields are set by --config.FIELD=VALUE")
+    for flag, kind, text in (
+        ("source", str, "catalogue name, run, snapshot or source folder; without it: from scratch"),
+        ("data", str, "folder, zip, tfds:NAME[:split], digits or glyphs"),
+        ("mode", str, "what trains: full, class_embedding_only, ... (gantransfer list modes)"),
+        ("kimg", str, "length, in thousands of real images shown to D"),
+        ("batch", str, "real images per update of D"),
+        ("workdir", str, "the run's folder"),
+        ("seed", str, "seed of everything random"),
+    ):
+        finetune.add_argument(f"--{flag}", type=kind, metavar=flag.upper(), help=text)
+    finetune.add_argument("--dry_run", action="store_true", help="print config, partition, parameters and memory, and stop")
+
+    sample = verbs.add_parser("sample", help="generate images", allow_abbrev=False)
+    sample.add_argument("--source", required=True, help="catalogue name, run, snapshot or source folder")
+    sample.add_argument("--output", required=True, help="a .png grid, a folder for single images, or .gif/.mp4 with --interpolate")
+    sample.add_argument("--seeds", default="0-15", help="such as 0-15,40: one image per seed and class")
+    sample.add_argument("--classes", default=None, help="names or indices, comma-separated; without it: all")
+    sample.add_argument("--truncation", type=float, default=1.0, help="above 0, up to 1")
+    sample.add_argument("--columns", type=int, default=None, help="images in a row of the grid")
+    sample.add_argument("--interpolate", type=int, default=None, metavar="FRAMES", help="walk through the seeds and classes instead")
+
+    evaluate = verbs.add_parser("evaluate", help="measure generated images against real ones", allow_abbrev=False)
+    evaluate.add_argument("--source", required=True, help="catalogue name, run, snapshot or source folder")
+    evaluate.add_argument("--data", required=True, help="the reference images")
+    evaluate.add_argument("--features", required=True, help="feature network (gantransfer list features)")
+    evaluate.add_argument("--num_images", type=int, default=2000, help="generated images")
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of the generated images")
+    evaluate.add_argument("--truncation", type=float, default=1.0, help="above 0, up to 1")
+
+    report = verbs.add_parser("report", help="write one HTML page about one or several runs", allow_abbrev=False)
+    report.add_argument("runs", nargs="+", help="run folders")
+    report.add_argument("--output", default=None, help="the page; default: report.html in the first run")
+    report.add_argument("--title", default=None, help="heading of the page")
+
+    listing = verbs.add_parser("list", help="show what can be named", allow_abbrev=False)
+    listing.add_argument("what", help="sources, modes, methods, families, features or config")
+    listing.add_argument("pattern", nargs="?", default="*", help="such as 'biggan*'")
+    return parser
+
+
+def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--config.FIELD=VALUE` and `--config.FIELD VALUE` out of a command line; returns the rest and the fields."""
+    rest: list[str] = []
+    fields: dict[str, str] = {}
+    queue = list(arguments)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        name, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            bare = not queue or queue[0].startswith("--")
+            value = "true" if bare else queue.pop(0)
+        fields[name] = value
+    return rest, fields
+
+
+def run_finetune(options: argparse.Namespace, fields: dict[str, str]) -> None:
+    """The verb finetune."""
+    from gantransfer import api
+
+    named = {name: getattr(options, name) for name in ("source", "mode", "kimg", "batch", "workdir", "seed")}
+    fields |= {name: value for name, value in named.items() if value is not None}
+    if options.data is not None:
+        fields["data.path"] = options.data
+    if options.dry_run:
+        print(api.dry_run(config=options.config, settings=fields))
+        return
+    run = api.finetune(config=options.config, settings=fields)
+    print(json.dumps({"workdir": str(run.path), "images_seen": run.images_seen, "snapshot": str(run.snapshot)}))
+
+
+def run_sample(options: argparse.Namespace) -> None:
+    """The verb sample."""
+    from gantransfer import api
+
+    names = None if options.classes is None else [name.strip() for name in options.classes.split(",")]
+    written = api.sample(
+        options.source,
+        options.output,
+        seeds=options.seeds,
+        classes=names,
+        truncation=options.truncation,
+        columns=options.columns,
+        interpolate=options.interpolate,
+    )
+    print(json.dumps({"written": [str(path) for path in written]}))
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    """The verb evaluate."""
+    from gantransfer import api
+
+    for record in api.evaluate(
+        options.source,
+        options.data,
+        features=options.features,
+        num_images=options.num_images,
+        seed=options.seed,
+        truncation=options.truncation,
+    ):
+        print(json.dumps(record))
+
+
+def run_report(options: argparse.Namespace) -> None:
+    """The verb report."""
+    from gantransfer import api
+
+    print(json.dumps({"written": str(api.report(options.runs, options.output, title=options.title))}))
+
+
+def run_list(options: argparse.Namespace) -> None:
+    """The verb list."""
+    from gantransfer import api
+
+    one_of("list", options.what, api.LISTINGS)
+    print(api.listing(options.what, options.pattern))
+
+
+def dispatch(options: argparse.Namespace, fields: dict[str, str]) -> None:
+    """Runs the verb that was asked for."""
+    if options.verb == "finetune":
+        return run_finetune(options, fields)
+    if fields:
+        raise UserError("--config." + next(iter(fields)), options.verb, "the verb finetune")
+    verbs: dict[str, Any] = {"sample": run_sample, "evaluate": run_evaluate, "report": run_report, "list": run_list}
+    return verbs[options.verb](options)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line; returns the exit code."""
+    words, fields = split_fields(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser()
+    try:
+        options = parser.parse_args(words)
+        if options.verb is None:
+            parser.print_help(sys.stderr)
+            return 2
+        dispatch(options, fields)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except UserError as error:
+        print(f"gantransfer: {error}", file=sys.stderr)
+        return 2
+    except Diverged as error:
+        print(f"gantransfer: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stop:
+        print(f"gantransfer: {stop}", file=sys.stderr)
+        return 75
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
