@@ -1,4 +1,4 @@
-"""Pictures that are 8x8 ink counts from 0 to 16: scikit-learn's handwritten digits, and the one rule that enlarges them.
+"""Pictures that are 8x8 ink counts from 0 to 16: scikit-learn's handwritten digits, and the rule that enlarges them.
 
 The digits were made by scanning 32x32 binary fields and counting the ink in each 4x4 block. The rendered letters
 (`glyphs.py`) are made the same way, so both share the enlarging rule here and look alike to a network.

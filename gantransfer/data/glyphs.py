@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from gantransfer.data.counts import SIDE, enlarge
 from gantransfer.errors import one_of
 
-# Capitals, and the lower-case letters whose shape differs from their capital once all are scaled to one height; m would be a
-# blot at eight columns.
+# Capitals, and the lower-case letters whose shape differs from their capital once all are scaled to one height; m would
+# be a blot at eight columns.
 CLASSES: tuple[str, ...] = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ" + "abdefghnqrt")
 
 # matplotlib's other fonts hold symbols only.
@@ -46,8 +46,8 @@ class Recipe:
     shear: tuple[float, float] = (0.05, 0.15)
     log_width: float = 0.12
     wobble: float = 2.6
-    # Chosen from 7.6, 8.5, 9.0 and 9.4 as the nearest to the digits: mean count 4.86 (digits 4.88), zeros 0.494 (0.489),
-    # full blocks 0.085 (0.091); a classifier reads the letters as well as at 7.6.
+    # Chosen from 7.6, 8.5, 9.0 and 9.4 as the nearest to the digits: mean count 4.86 (digits 4.88), zeros 0.494
+    # (0.489), full blocks 0.085 (0.091); a classifier reads the letters as well as at 7.6.
     stroke: tuple[float, float] = (9.4, 1.4)
     stroke_range: tuple[float, float] = (4.0, 11.0)
     level_range: tuple[float, float] = (-2.2, 4.0)

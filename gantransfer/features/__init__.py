@@ -24,7 +24,7 @@ class FeatureNetwork(Protocol):
     info: Mapping[str, Any]
 
     def __call__(self, images: UInt8[np.ndarray, "n h w c"]) -> dict[str, Float[np.ndarray, "n _"]]:
-        """Returns `features` `(n, d)` and, where the network classifies, `logits` `(n, k)`; float32, evaluation mode."""
+        """Returns `features` `(n, d)` and, where the network classifies, `logits` `(n, k)`, float32."""
         ...
 
 

@@ -101,7 +101,7 @@ def load(name_or_path: str | Path) -> SmallCNN:
         path = WEIGHTS / f"{one_of('feature network', str(name_or_path), SHIPPED)}.safetensors"
     for part in (path, path.with_suffix(".json")):
         if not part.is_file():
-            raise UserError("feature network", str(part), "an existing .safetensors file with its .json record beside it")
+            raise UserError("feature network", str(part), "an existing .safetensors file with its .json record")
     content = path.read_bytes()
     info = json.loads(path.with_suffix(".json").read_text())
     sha256 = hashlib.sha256(content).hexdigest()

@@ -77,9 +77,7 @@ TASKS = {"digits": (digits_task, Training(steps=1200)), "letters": (letters_task
 def train(task: Task, training: Training) -> dict[str, Any]:
     """Returns the trained parameters; every random number is folded from the seed and the step."""
     network = small_cnn.CharacterClassifier(len(task.classes))
-    optimizer = optax.adamw(
-        optax.cosine_decay_schedule(training.rate, training.steps), weight_decay=training.decay
-    )
+    optimizer = optax.adamw(optax.cosine_decay_schedule(training.rate, training.steps), weight_decay=training.decay)
     images, labels = jnp.asarray(task.train_images), jnp.asarray(task.train_labels)
 
     def loss(params: Any, key: PRNGKeyArray) -> Float[Array, ""]:

@@ -26,7 +26,7 @@ def within_class_deviation(
     real: Num[np.ndarray, "m ..."],
     real_labels: Int[np.ndarray, " m"],
 ) -> float:
-    """Pixel deviation of samples inside their class, over that of real images: 1 is as varied, 0 is one picture per class.
+    """Pixel deviation of samples inside their class over that of real images: 1 is as varied, 0 one picture per class.
 
     Per class the root mean square over pixels of the standard deviation, then the mean over the classes that have at
     least two images on both sides.

@@ -70,7 +70,9 @@ def evaluate_images(
     n = min(len(images), len(real.images))
     balls = precision_recall_density_coverage(_draw(real_features, n), _draw(fake_features, n), k)
     judged = _draw(images, min(MEMORISATION_SAMPLES, len(images)))
-    memorisation = memorisation_ratio(judged, train_images, real.held_out, seed=DRAW_SEED) if len(real.held_out) else None
+    memorisation = (
+        memorisation_ratio(judged, train_images, real.held_out, seed=DRAW_SEED) if len(real.held_out) else None
+    )
     return {
         "class_accuracy": class_accuracy(fake_out["logits"], labels),
         "frechet_distance": frechet_distance(real_features, fake_features),

@@ -11,11 +11,11 @@ from jaxtyping import Float
 from gantransfer.metrics.distances import flat_rows
 
 
-def frechet_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"], ddof: int = 1) -> float:
+def frechet_distance(a: Float[np.ndarray, "n _"], b: Float[np.ndarray, "m _"], ddof: int = 1) -> float:
     """Fréchet distance of two feature sets; symmetric, 0 for a set and itself.
 
     Args:
-      a, b: features, one row per image; computed in float64 whatever the type.
+      a, b: features of one width, one row per image; computed in float64 whatever the type.
       ddof: the covariance is divided by rows minus this. 1 is usual; 0 is what NVIDIA's code does.
 
     Raises:

@@ -14,12 +14,12 @@ from gantransfer.metrics.distances import flat_rows, squared_distance_blocks
 
 
 def precision_recall_density_coverage(
-    real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"], k: int = 5, *, closed: bool = False
+    real: Float[np.ndarray, "n _"], fake: Float[np.ndarray, "m _"], k: int = 5, *, closed: bool = False
 ) -> dict[str, float]:
     """Returns `precision`, `recall`, `density`, `coverage`.
 
     Args:
-      real, fake: features, one row per image; computed in float64.
+      real, fake: features of one width, one row per image; computed in float64.
       k: which neighbour sets the radius; the image itself does not count.
       closed: whether a point on the border is inside (`<=`, as Kynkäänniemi et al.); the default is `<`, as Naeem et al. It
         matters only where points coincide or features are rounded.
