@@ -1,0 +1,329 @@
+"""Surgery: fits a source to other classes, or gives it a discriminator, once and before training.
+
+Surgery is a pure function from a source to a source and a report. It alone changes shapes. The rows that a network
+holds per class (the generator's embedding; the discriminator's projection rows, class-head columns and biases) all
+follow one resolved map from target classes to source classes, which the report prints.
+
+A discriminator that divides its projection rows by their largest singular value couples them: replacing some rescales
+all. `d_embed_scale="compensate"` multiplies the projection by sigma_target / sigma_source, a constant that is saved
+and never trained, so that copied rows judge as before; `"none"` leaves the new scale, as a plain port of the rows
+would. The source's sigma is the one that its discriminator divides by: one power iteration from the stored vectors.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array
+
+from gantransfer.errors import UserError, one_of
+from gantransfer.models.family import ROLES, Networks, Role
+from gantransfer.pretrained.class_map import (
+    FIELD,
+    POLICIES,
+    ClassMap,
+    MappedClass,
+    by_class,
+    parse_class_map,
+    resolve,
+    used_sigma,
+)
+from gantransfer.pretrained.source import Source, Variables, build_networks, initial_variables, latents, with_info
+
+__all__ = [
+    "POLICIES",
+    "SurgeryReport",
+    "change_classes",
+    "parse_class_map",
+    "step0_difference",
+    "with_fresh_discriminator",
+]
+SCALE = "constants/projection_scale"
+Status = Literal["kept", "reshaped", "fresh", "dropped"]
+
+
+@dataclass(frozen=True)
+class SurgeryReport:
+    """What surgery did; `str` of it is for people, `to_json` for the run's record.
+
+    Attributes:
+      what: the operation in words.
+      leaves: for each leaf (`generator/params/...`), kept | reshaped | fresh | dropped; "reshaped" is made from the
+        source's values.
+      classes: the resolved map, one entry per target class.
+      step0: what equals what before the first update, in words.
+      singular_values: per spectrally normalised table, its largest singular value in the source and in the target.
+      projection_scale: constant factor of the target discriminator's projection; None where it has none.
+      noise: standard deviation added to the generator's rows.
+    """
+
+    what: str
+    leaves: Mapping[str, Status]
+    classes: tuple[MappedClass, ...] = ()
+    step0: tuple[str, ...] = ()
+    singular_values: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    projection_scale: float | None = None
+    noise: float = 0.0
+
+    def fresh(self) -> dict[Role, frozenset[str]]:
+        """Returns per role the paths, in `params`, of the leaves that hold random values."""
+        prefixes = {role: f"{role}/params/" for role in ROLES}
+        return {
+            role: frozenset(
+                path.removeprefix(start) for path, s in self.leaves.items() if s == "fresh" and path.startswith(start)
+            )
+            for role, start in prefixes.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as plain dictionaries and lists."""
+        return dataclasses.asdict(self) | {"leaves": dict(self.leaves)}
+
+    def __str__(self) -> str:
+        counts = {s: list(self.leaves.values()).count(s) for s in ("kept", "reshaped", "fresh", "dropped")}
+        lines = [f"{self.what}: " + ", ".join(f"{n} leaves {s}" for s, n in counts.items() if n)]
+        lines += [f"  {s} {path}" for path, s in self.leaves.items() if s != "kept"]
+        lines += [f"  class {mapped}" for mapped in self.classes]
+        lines += [
+            f"  largest singular value of {path}: {a:.4g} -> {b:.4g}" for path, (a, b) in self.singular_values.items()
+        ]
+        if self.projection_scale is not None:
+            lines.append(f"  projection scale {self.projection_scale:.6g}")
+        return "\n".join(lines + [f"  step 0: {law}" for law in self.step0])
+
+
+def change_classes(
+    source: Source,
+    class_names: Sequence[str],
+    *,
+    policy: str | None = None,
+    class_map: ClassMap | None = None,
+    noise: float | int = 0.0,
+    images: np.ndarray | Array | None = None,
+    labels: np.ndarray | Array | Sequence[int] | None = None,
+    d_embed_scale: str = "compensate",
+    seed: int = 0,
+) -> tuple[Source, SurgeryReport]:
+    """Gives a source the classes of a target.
+
+    Args:
+      source: what to start from; not modified.
+      class_names: of the target, in the order of its labels.
+      policy: where rows come from, one of `POLICIES`. None keeps a source whose names agree, takes `copy` where only
+        the number of classes agrees, and is refused otherwise.
+      class_map: for `list` and `copy`: target class to source class (names or indices), to several (their mean), or
+        to None (fresh).
+      noise: standard deviation of normal noise added to the generator's rows.
+      images, labels: of the target, for `nearest`, `from_images` and `from_images_weighted`: `(n, h, w, c)` in [-1, 1]
+        and target labels `(n,)`, at least one image per class. Without a class head, `from_images` takes projection
+        scores, and `from_images_weighted` their softmax. Scores closer than 1e-6 of their range tie; the lowest index
+        wins.
+      d_embed_scale: `compensate` or `none`, see above.
+      seed: of `random`, of noise and of fresh rows.
+
+    Raises:
+      UserError: for `transfer.classes`, `transfer.class_map`, `transfer.class_noise` or `transfer.projection_scale`.
+    """
+    class_names = tuple(class_names)
+    one_of("transfer.projection_scale", d_embed_scale, ("compensate", "none"))
+    if not (np.isfinite(noise) and noise >= 0):
+        raise UserError("transfer.class_noise", noise, "a number of at least 0")
+    if policy is None:
+        if class_names == source.info.class_names and class_map is None:
+            return source, _untouched(source)
+        if len(class_names) != source.info.num_classes:
+            counts = f"{source.info.num_classes} source classes and {len(class_names)} target classes"
+            raise UserError(FIELD, None, f"with {counts}, one of {', '.join(POLICIES)}")
+        policy = "copy"
+    one_of(FIELD, policy, POLICIES)
+    if class_map is not None and policy not in ("list", "copy"):
+        raise UserError(
+            "transfer.class_map", dict(class_map), f"nothing with {FIELD}={policy}; list and copy take a map"
+        )
+    networks, options = build_networks(source.info.family, dict(source.info.options) | {"num_classes": 1}, class_names)
+    classes = resolve(source, class_names, policy, class_map, images, labels, seed)
+    random = (None, None) if all(mapped.sources for mapped in classes) else initial_variables(networks, seed)
+    plan_g = _Plan("generator", networks, classes, random[0], float(noise), seed, False)
+    ema, leaves, _ = _transplant(plan_g, source.ema)
+    generator = ema if source.generator is source.ema else _transplant(plan_g, source.generator)[0]
+    discriminator, sigmas = None, {}
+    if source.discriminator is not None:
+        # Rows that are all fresh have no former scale to keep.
+        compensate = d_embed_scale == "compensate" and any(mapped.sources for mapped in classes)
+        plan_d = _Plan("discriminator", networks, classes, random[1], 0.0, seed, compensate)
+        discriminator, more, sigmas = _transplant(plan_d, source.discriminator)
+        leaves |= more
+    scale = None if discriminator is None else flatten_dict(dict(discriminator), sep="/").get(SCALE)
+    report = SurgeryReport(
+        what=f"classes by {policy}: {source.info.num_classes} -> {len(class_names)}",
+        leaves=leaves,
+        classes=classes,
+        step0=_step0_laws(source, classes, float(noise), sigmas, d_embed_scale),
+        singular_values=sigmas,
+        projection_scale=None if scale is None else float(scale),
+        noise=float(noise),
+    )
+    target = dataclasses.replace(source, networks=networks, generator=generator, ema=ema, discriminator=discriminator)
+    return with_info(target, class_names=class_names, options=options), report
+
+
+def with_fresh_discriminator(source: Source, seed: int) -> tuple[Source, SurgeryReport]:
+    """Gives a source a new discriminator with random weights, in the architecture of its options; replaces one that
+    is there.
+
+    The generator is the source's, untouched. Until such a discriminator has learned something, the generator should
+    not follow it.
+    """
+    _, discriminator = initial_variables(source.networks, seed)
+    leaves: dict[str, Status] = {f"generator/{path}": "kept" for path in flatten_dict(dict(source.ema), sep="/")}
+    leaves |= {f"discriminator/{path}": "fresh" for path in flatten_dict(dict(discriminator), sep="/")}
+    target = dataclasses.replace(source, discriminator=discriminator)
+    laws = ("generator: equal to the source's, bitwise", "discriminator: random")
+    return with_info(target, has_discriminator=True), SurgeryReport("fresh discriminator", leaves, step0=laws)
+
+
+def step0_difference(source: Source, target: Source, report: SurgeryReport) -> dict[str, float | None]:
+    """Measures the largest absolute differences between a target and the source that its classes are mapped to.
+
+    16 latents of seed 0 and the target's mapped classes in turn; images for the generators, and the logits of these
+    images for the discriminators. None where there is nothing to compare.
+    """
+    mapped = [t for t, origin in enumerate(report.classes) if origin.sources]
+    if not mapped:
+        return {role: None for role in ROLES}
+    labels = np.array([mapped[i % len(mapped)] for i in range(16)], np.int32)
+    origins = [report.classes[t] for t in labels]
+    if all(len(origin.sources) == 1 for origin in origins):
+        same = np.array([origin.sources[0] for origin in origins], np.int32)
+    else:
+        same = np.zeros((len(origins), source.info.num_classes), np.float32)
+        for i, origin in enumerate(origins):
+            np.add.at(same[i], list(origin.sources), origin.weights)
+    z = latents(len(labels), source.networks.z_dim, seed=0)
+    images = target.generate(z, labels)
+    difference: dict[str, float | None] = {"generator": float(np.abs(images - source.generate(z, same)).max())}
+    has_both = source.discriminator is not None and target.discriminator is not None
+    logits = np.abs(target.judge(images, labels) - source.judge(images, same)).max() if has_both else None
+    return difference | {"discriminator": None if logits is None else float(logits)}
+
+
+# Moving rows.
+
+
+class _Plan(NamedTuple):
+    """How one network's class rows are replaced; `random` holds fresh variables of the target where some row needs
+    them."""
+
+    role: Role
+    networks: Networks
+    classes: tuple[MappedClass, ...]
+    random: Variables | None
+    noise: float
+    seed: int
+    compensate: bool
+
+
+def _transplant(
+    plan: _Plan, variables: Variables
+) -> tuple[Variables, dict[str, Status], dict[str, tuple[float, float]]]:
+    """Replaces one network's class rows; returns its variables, the fate of each leaf, and singular values."""
+    flat = flatten_dict(dict(variables), sep="/")
+    random = None if plan.random is None else flatten_dict(dict(plan.random), sep="/")
+    changed: dict[str, np.ndarray] = {}
+    fates: dict[str, Status] = dict.fromkeys(flat, "kept")
+    sigmas = {}
+    for rows in plan.networks.class_rows[plan.role]:
+        leaf, layer = f"params/{rows.path}", rows.path.rpartition("/")[0]
+        table = _rows_of(by_class(flat, rows), None if random is None else by_class(random, rows), plan.classes)
+        if plan.noise:
+            draw = np.random.default_rng([plan.seed, zlib.crc32(rows.path.encode())])
+            table = table + plan.noise * draw.standard_normal(table.shape)
+        changed[leaf] = np.moveaxis(table, 0, rows.axis).astype(flat[leaf].dtype)
+        fate: Status = "reshaped" if random is None else "fresh"
+        fates[leaf] = fate
+        if not rows.spectral:
+            continue
+        vectors, values = _exact_singular(by_class(changed, rows), len(flat[f"spectral/{layer}/sigma"]))
+        changed |= {f"spectral/{layer}/u": vectors, f"spectral/{layer}/sigma": values}
+        fates |= {f"spectral/{layer}/u": fate, f"spectral/{layer}/sigma": fate}
+        before, after = sigmas[rows.path] = used_sigma(flat, rows), float(values[0])
+        if plan.compensate and plan.networks.group(plan.role, rows.path) == "projection":
+            changed[SCALE] = np.float32(float(flat[SCALE]) * after / before)
+            fates[SCALE] = "reshaped"
+    new = unflatten_dict({**flat, **jax.device_put(changed)}, sep="/")
+    return new, {f"{plan.role}/{path}": fate for path, fate in fates.items()}, sigmas
+
+
+def _rows_of(old: np.ndarray, random: np.ndarray | None, classes: tuple[MappedClass, ...]) -> np.ndarray:
+    """One row per target class; a single source row passes through unchanged, bit for bit."""
+    made = []
+    for t, mapped in enumerate(classes):
+        if not mapped.sources:
+            made.append(random[t])
+        elif len(mapped.sources) == 1:
+            made.append(old[mapped.sources[0]])
+        else:
+            made.append(np.tensordot(mapped.weights, old[list(mapped.sources)], 1))
+    return np.stack(made)
+
+
+def _exact_singular(table: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Left singular vectors `(count, classes)` and values `(count,)`, largest first; zeros beyond the table's rank.
+
+    A vector is fixed up to its sign: the entry of largest size is made positive.
+    """
+    left, values, _ = np.linalg.svd(table.reshape(len(table), -1), full_matrices=False)
+    left = left * np.sign(left[np.abs(left).argmax(axis=0), np.arange(left.shape[1])])
+    vectors, padded = np.zeros((count, len(table)), np.float32), np.zeros(count, np.float32)
+    kept = min(count, len(values))
+    vectors[:kept], padded[:kept] = left.T[:kept], values[:kept]
+    return vectors, padded
+
+
+# Reporting.
+
+
+def _untouched(source: Source) -> SurgeryReport:
+    trees = {"generator": source.ema} | (
+        {} if source.discriminator is None else {"discriminator": source.discriminator}
+    )
+    leaves: dict[str, Status] = dict.fromkeys(flatten_dict(trees, sep="/"), "kept")
+    classes = tuple(MappedClass(name, (c,), (name,), (1.0,)) for c, name in enumerate(source.info.class_names))
+    return SurgeryReport("classes agree", leaves, classes, ("both networks: equal to the source's, bitwise",))
+
+
+def _step0_laws(
+    source: Source,
+    classes: tuple[MappedClass, ...],
+    noise: float,
+    sigmas: Mapping[str, tuple[float, float]],
+    d_embed_scale: str,
+) -> tuple[str, ...]:
+    """What equals what before the first update."""
+    all_mapped = all(mapped.sources for mapped in classes)
+    if noise:
+        laws = [f"generator: rows carry noise of deviation {noise:g}, images differ from the source's"]
+    elif not all_mapped:
+        laws = ["generator: classes with fresh rows equal nothing"]
+    elif all(len(mapped.sources) == 1 for mapped in classes):
+        laws = ["generator: a class makes the images of its source class, bitwise"]
+    else:
+        laws = ["generator: a class makes the source's images at the mixed row, within rounding"]
+    if source.discriminator is None:
+        return tuple(laws)
+    if not all_mapped:
+        return (*laws, "discriminator: features and unconditional logit equal, projection of fresh rows random")
+    group = lambda path: source.networks.group("discriminator", path)
+    ratios = {path: before / after for path, (before, after) in sigmas.items()}
+    projection = [ratio for path, ratio in ratios.items() if group(path) == "projection"]
+    if projection and d_embed_scale == "none":
+        laws.append(f"discriminator: projection part of the logits times {projection[0]:.6g}, the rest equal")
+    else:
+        laws.append("discriminator: a class is judged as its source class, within 1e-5 of the logits")
+    heads = [ratio for path, ratio in ratios.items() if group(path) == "class_head"]
+    return (*laws, *(f"discriminator: class logits before the bias times {ratio:.6g}" for ratio in heads))
