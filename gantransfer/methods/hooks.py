@@ -22,7 +22,18 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from types import UnionType
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Protocol,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
 
 from jaxtyping import Array, Float
 
@@ -35,11 +46,17 @@ Tree = Any  # a pytree of arrays
 HOOKS = ("freeze", "start", "weights", "latents", "view", "loss", "update")
 
 
+@runtime_checkable
 class GeneratorPlayer(Protocol):
+    """A bound generator."""
+
     def __call__(self, z: Array, c: Labels, want: tuple[str, ...] = ()) -> Picture: ...
 
 
+@runtime_checkable
 class DiscriminatorPlayer(Protocol):
+    """A bound discriminator."""
+
     def __call__(self, x: Array, c: Labels, want: tuple[str, ...] = ()) -> Judgement: ...
 
 
@@ -148,17 +165,13 @@ class Method:
     wants: ClassVar[Mapping[Role, tuple[str, ...]]] = {}
 
     def __post_init__(self) -> None:
-        declared = get_type_hints(type(self))
-        for setting in fields(self):
-            value = _as_declared(f"{self.name}.{setting.name}", getattr(self, setting.name), declared[setting.name])
-            object.__setattr__(self, setting.name, value)
         if "loss" in self.hooks():
             self.limit("every", 1)
         elif self.every != 1:
             raise UserError(f"{self.name}.every", self.every, "1, since this method has no loss term to be lazy with")
         self.check()
 
-    def limit(self, setting: str, low: float, high: float = math.inf) -> None:
+    def limit(self, setting: str, low: int | float, high: int | float = math.inf) -> None:
         """Raises `UserError` unless the setting is a finite number from `low` to `high`, both included."""
         value = getattr(self, setting)
         if not (math.isfinite(value) and low <= value <= high):
@@ -209,16 +222,18 @@ def parse_method(text: str) -> Method:
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args):
         raise UserError("methods", text, form)
     method = REGISTRY[one_of("methods", node.func.id, REGISTRY)]
-    known = [setting.name for setting in _settings(method)]
+    known = {setting.name for setting in _settings(method)}
+    declared = get_type_hints(method)
     settings: dict[str, Any] = {}
     for keyword in node.keywords:
         name = one_of(f"methods.{node.func.id}", keyword.arg or "**", known)
         if name in settings:
             raise UserError(f"{node.func.id}.{name}", text, "one value for each setting")
         try:
-            settings[name] = ast.literal_eval(keyword.value)
+            value = ast.literal_eval(keyword.value)
         except (ValueError, TypeError) as error:
             raise UserError(f"{node.func.id}.{name}", ast.unparse(keyword.value), "a literal value") from error
+        settings[name] = _as_declared(f"{node.func.id}.{name}", value, declared[name])
     return method(**settings)
 
 
