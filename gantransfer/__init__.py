@@ -8,7 +8,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_API = ("convert", "evaluate", "export", "finetune", "list_sources", "load", "report", "sample", "select")
+_API = ("LISTINGS", "Run", "dry_run", "evaluate", "finetune", "list_sources", "listing", "load", "report", "sample")
 
 __all__ = ["__version__", *_API]
 

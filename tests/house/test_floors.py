@@ -1,0 +1,82 @@
+"""Imports go downward by the floors of docs/design.md, at module level and inside functions."""
+
+import ast
+import graphlib
+
+import pytest
+
+from tests.house.source_tree import imports, modules, path_of
+
+# From the top of the house to its bottom; a module belongs to the longest name that begins its own.
+FLOORS = (
+    ("gantransfer", "gantransfer.__main__"),
+    ("gantransfer.api",),
+    ("gantransfer.reports", "gantransfer.selection", "gantransfer.training.loop"),
+    ("gantransfer.metrics", "gantransfer.pretrained", "gantransfer.training"),
+    ("gantransfer.methods", "gantransfer.objectives"),
+    ("gantransfer.models", "gantransfer.features"),
+    ("gantransfer.data", "gantransfer.config", "gantransfer.errors"),
+)
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+# These cost seconds to import, so they are imported where they are used.
+HEAVY = {
+    "av", "grain", "imageio", "matplotlib", "orbax", "pyarrow", "scipy", "sklearn", "tensorboardX", "tensorflow_datasets",
+}  # fmt: skip
+FORBIDDEN = {"tensorflow", "torch", "torchvision", "tensorflow_hub"}
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    while ".".join(parts) not in FLOOR_OF:
+        parts.pop()
+    return ".".join(parts)
+
+
+def inner_imports(module: str) -> list[tuple[int, str]]:
+    return [(line, name) for line, name in imports(module) if name.split(".")[0] == "gantransfer"]
+
+
+def test_every_module_has_a_floor_of_its_own():
+    homeless = [name for name in modules() if name != "gantransfer" and room_of(name) == "gantransfer"]
+    assert not homeless, f"say in FLOORS and in docs/design.md where these stand: {homeless}"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_go_downward(module):
+    upward = [
+        f"{path_of(module).name}:{line} imports {name}"
+        for line, name in inner_imports(module)
+        if FLOOR_OF[room_of(name)] < FLOOR_OF[room_of(module)] and name != "gantransfer"
+    ]
+    assert not upward
+
+
+@pytest.mark.parametrize("module", modules())
+def test_only_the_version_is_taken_from_the_roof(module):
+    """`import gantransfer` and `from gantransfer import name` would otherwise reach the whole house."""
+    for node in ast.walk(modules()[module]):
+        if isinstance(node, ast.ImportFrom) and node.module == "gantransfer":
+            for alias in node.names:
+                assert alias.name == "__version__" or f"gantransfer.{alias.name}" in modules(), f"line {node.lineno}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "gantransfer":
+            assert node.attr == "__version__", f"line {node.lineno}"
+
+
+def test_rooms_do_not_import_each_other_in_a_circle():
+    graph: dict[str, set[str]] = {}
+    for module in modules():
+        reached = {room_of(name) for _, name in inner_imports(module) if name != "gantransfer"}
+        graph.setdefault(room_of(module), set()).update(reached - {room_of(module)})
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("module", modules())
+def test_heavy_libraries_are_imported_inside_functions(module):
+    heavy = [(line, name) for line, name in imports(module, top_level_only=True) if name.split(".")[0] in HEAVY]
+    assert not heavy
+
+
+@pytest.mark.parametrize("module", modules())
+def test_neither_tensorflow_nor_torch_is_imported_anywhere(module):
+    assert not [(line, name) for line, name in imports(module) if name.split(".")[0] in FORBIDDEN]
