@@ -52,17 +52,17 @@ def evaluate_images(
       train_images: what the generator was finetuned on.
       network: a feature network whose logits count the classes that labels do.
       k: neighbour that sets the radius of precision, recall, density and coverage.
-      reference: `held_out` compares with the real images that were not trained on; `all` with all of them, which flatters
-        memorising; `auto` is `held_out` where at least 500 are left, else `all`.
+      reference: `held_out` compares with the real images that were not trained on; `all` with all of them, which
+        flatters memorising; `auto` is `held_out` where at least 500 are left, else `all`.
       seed: of the samples, for the record.
 
     Returns:
-      JSON-ready: `class_accuracy`, `frechet_distance`, `precision`, `recall`, `density`, `coverage`, `memorisation` (None where
-      every real image was trained on), `within_class_deviation`, and `protocol`, a dict: two records compare only where
-      their protocols are equal.
+      JSON-ready: `class_accuracy`, `frechet_distance`, `precision`, `recall`, `density`, `coverage`, `memorisation`
+      (None where every real image was trained on), `within_class_deviation`, and `protocol`, a dict: two records
+      compare only where their protocols are equal.
 
     Raises:
-      UserError: for an unknown reference, one that holds no more than `k` images, or images that the network does not take.
+      UserError: for an unknown reference, one of no more than `k` images, or images that the network does not take.
     """
     real = _choose_reference(reference, real_images, real_labels, train_images)
     fake_out, real_out = network(images), network(real.images)

@@ -1,8 +1,8 @@
 """Fréchet distance between two sets of features, each taken as a Gaussian (Heusel et al. 2017).
 
-|m1 - m2|^2 + Tr S1 + Tr S2 - 2 Tr (S1 S2)^(1/2), without a matrix square root. With S1 = A'A and S2 = B'B the last trace
-is the sum of the singular values of A B': no root of a round-off value is taken, nothing becomes complex, and fewer
-samples than dimensions are no special case. The usual `sqrtm` route is slow and loses 1e-7 there.
+|m1 - m2|^2 + Tr S1 + Tr S2 - 2 Tr (S1 S2)^(1/2), without a matrix square root. With S1 = A'A and S2 = B'B the last
+trace is the sum of the singular values of A B': no root of a round-off value is taken, nothing becomes complex, and
+fewer samples than dimensions are no special case. The usual `sqrtm` route is slow and loses 1e-7 there.
 """
 
 import numpy as np

@@ -13,7 +13,7 @@ from gantransfer.metrics.distances import flat_rows, squared_distance_blocks
 def nearest_neighbours(
     queries: Shaped[np.ndarray, "n ..."], bank: Shaped[np.ndarray, "m ..."]
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """For each query (image or feature row), the index of the nearest row of the bank and the Euclidean distance to it."""
+    """For each query (image or feature row): index of the nearest row of the bank, and Euclidean distance to it."""
     rows, columns = flat_rows("queries", queries), flat_rows("bank", bank)
     index, distance = np.empty(len(rows), np.int64), np.empty(len(rows))
     for part, squares in squared_distance_blocks(rows, columns):
@@ -33,8 +33,9 @@ def memorisation_ratio(
 ) -> float:
     """Mean distance of samples to their nearest training image over that to as many images not trained on.
 
-    1 means that training images are no nearer than others, 0 that every sample is a copy. More images are nearer by chance,
-    so both sides hold equally many: `min(len(train), len(other))` are drawn from each, `draws` times, and averaged.
+    1 means that training images are no nearer than others, 0 that every sample is a copy. More images are nearer by
+    chance, so both sides hold equally many: `min(len(train), len(other))` are drawn from each, `draws` times, and
+    averaged.
 
     Args:
       samples, train, other: images (or features) of one shape; `other` are real images that were not trained on.
@@ -62,7 +63,7 @@ def memorisation_ratio(
 def authenticity_percent(samples: Shaped[np.ndarray, "n ..."], train: Shaped[np.ndarray, "m ..."]) -> float:
     """Share of samples, in percent, that are no copies (Alaa et al. 2022): 100 means that none is.
 
-    A sample counts as a copy if it is nearer to its nearest training image than that image is to any other training image.
+    A sample counts as a copy if it is nearer to its nearest training image than that image is to any other of them.
     """
     if len(train) < 2:
         raise UserError("training images", len(train), "at least 2, since a copy is judged by the next training image")

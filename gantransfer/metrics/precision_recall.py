@@ -1,9 +1,9 @@
 """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020) of a set of samples.
 
 Every image owns a ball that reaches to its k-th nearest neighbour in its own set. Precision: share of fakes inside some
-real ball. Recall: share of reals inside some fake ball. Density: how many real balls hold a fake, over k. Coverage: share
-of real balls that hold a fake. A generator that scatters its samples gets large balls and so a high recall: read recall
-beside precision, or coverage instead.
+real ball. Recall: share of reals inside some fake ball. Density: how many real balls hold a fake, over k. Coverage:
+share of real balls that hold a fake. A generator that scatters its samples gets large balls and so a high recall: read
+recall beside precision, or coverage instead.
 """
 
 import numpy as np
@@ -21,8 +21,8 @@ def precision_recall_density_coverage(
     Args:
       real, fake: features of one width, one row per image; computed in float64.
       k: which neighbour sets the radius; the image itself does not count.
-      closed: whether a point on the border is inside (`<=`, as Kynkäänniemi et al.); the default is `<`, as Naeem et al. It
-        matters only where points coincide or features are rounded.
+      closed: whether a point on the border is inside (`<=`, Kynkäänniemi et al.); the default is `<`, as Naeem et al.
+        It matters only where points coincide or features are rounded.
 
     Raises:
       UserError: if k is not below both counts.

@@ -1,4 +1,4 @@
-"""Letters and digits as data: the drawing is a function of its key, looks like the digits, and shares their enlarging rule."""
+"""Letters and digits as data: drawn as a function of a key, with the digits' statistics and enlarging rule."""
 
 import numpy as np
 import pytest

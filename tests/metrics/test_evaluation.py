@@ -51,7 +51,7 @@ def test_copies_of_the_training_images_are_unmasked(network, digits):
     images, labels, target, _ = digits
     copies = np.repeat(target, 5)
     record = evaluate_images(images[copies], labels[copies], images, labels, images[target], network)
-    assert record["memorisation"] == 0 and record["recall"] == 0 and record["coverage"] < 0.3
+    assert record["memorisation"] == 0 and record["recall"] == 0 and record["coverage"] < 0.5
     flattered = evaluate_images(
         images[copies], labels[copies], images, labels, images[target], network, reference="all"
     )
