@@ -5,8 +5,8 @@ checkpoint under a final name. It does not notice bytes that change afterwards: 
 another number, without an error. So each checkpoint carries `seal.json`, sizes and CRC-32 of its files, written just
 before the rename; only what agrees with it is restored.
 
-This is the one file that knows Orbax. A folder of checkpoints belongs to one run at a time (see `records.RunFolder`) and
-is local or mounted.
+This is the one file that knows Orbax. A folder of checkpoints belongs to one run at a time (`records.RunFolder`) and is
+local or mounted.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ from gantransfer.errors import UserError
 Tree = Any
 
 SEAL = "seal.json"
-# Orbax stamps the time of the commit into this file, and writes the other one, after the seal is made.
-STAMPED, COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
+# Orbax writes these on, in the background or after the seal is made; nothing that is restored is in them.
+UNSEALED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 # EFBIG is a limit on the size of one file: for whoever waits for the checkpoint it is a full disk.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_CHECKPOINT, UNREADABLE = -1, -2
@@ -72,7 +72,7 @@ class Checkpoints:
         logging.getLogger("absl").addFilter(_without_orbax_tracebacks)
         self._folder = Path(folder).absolute()
         self._best_metric, self._sign = best_metric, 1 if lower_is_better else -1
-        self._saving, self._bytes, self._response = 0, 0, None
+        self._saving, self._extra, self._bytes, self._response = 0, None, 0, None
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._tidy()
@@ -131,7 +131,7 @@ class Checkpoints:
         self.wait()
         if images_seen in self.steps:
             return
-        self._saving = images_seen
+        self._saving, self._extra = images_seen, json.loads(json.dumps(extra))
         self._bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in _named(state).values())
         with self._disk_full_in_one_line():
             if shutil.disk_usage(self._folder).free < self._bytes:
@@ -141,7 +141,6 @@ class Checkpoints:
                 {"state": state},
                 force=True,
                 metrics=None if metrics is None else {name: float(value) for name, value in metrics.items()},
-                custom_metadata={"extra": json.loads(json.dumps(extra))},
             )
 
     def restore(self, like: Tree, images_seen: int | None = None) -> tuple[Tree, Any] | None:
@@ -170,15 +169,15 @@ class Checkpoints:
                 str(self._folder),
                 "a run with a checkpoint that can be read; all of its own are damaged: copy one back, or go elsewhere",
             )
-        about = self._orbax.checkpointables_metadata(step)
-        if differences := _differences(about.metadata["state"], like):
+        stored = self._orbax.checkpointables_metadata(step).metadata["state"]
+        if differences := _differences(stored, like):
             raise UserError(
                 "workdir",
                 str(self._folder / str(step)),
                 "a checkpoint of the same networks, optimizer and methods; this one differs:" + listing(differences),
             )
         loaded = self._orbax.load_checkpointables(step, {"state": jax.tree.map(_target, like)})
-        return loaded["state"], about.custom_metadata["extra"]
+        return loaded["state"], _read_seal(self._folder / str(step))["extra"]
 
     def save_constant(self, name: str, tree: Tree) -> None:
         """Stores a tree that never changes, once, in `constants/<name>` beside the checkpoints, before it returns.
@@ -267,10 +266,7 @@ class Checkpoints:
 
     def _seal(self) -> None:
         # Called by Orbax on the first process, after everything else is written and before the rename.
-        partial = next(path for path in self._folder.glob(f"{self._saving}.*") if path.is_dir())
-        files = sorted(path for path in partial.rglob("*") if path.is_file() and path != partial / COMMITTED)
-        seal = {str(path.relative_to(partial)): [_size(path), _checksum(path)] for path in files}
-        (partial / SEAL).write_text(json.dumps(seal))
+        _write_seal(next(path for path in self._folder.glob(f"{self._saving}.*") if path.is_dir()), self._extra)
 
     def _newest_good(self, images_seen: int | None) -> int:
         steps = self._numbered()
@@ -353,22 +349,7 @@ def _without_orbax_tracebacks(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR or "/orbax/" not in record.pathname
 
 
-def _content(path: Path) -> bytes:
-    if path.name != STAMPED:
-        return path.read_bytes()
-    stamped = json.loads(path.read_text())
-    return json.dumps(
-        {key: value for key, value in stamped.items() if key != "commit_timestamp_nsecs"}, sort_keys=True
-    ).encode()
-
-
-def _size(path: Path) -> int:
-    return len(_content(path)) if path.name == STAMPED else path.stat().st_size
-
-
 def _checksum(path: Path) -> int:
-    if path.name == STAMPED:
-        return zlib.crc32(_content(path))
     checksum = 0
     with path.open("rb") as file:
         while block := file.read(SMALL_FILE_BYTES):
@@ -376,22 +357,36 @@ def _checksum(path: Path) -> int:
     return checksum
 
 
+def _write_seal(folder: Path, extra: Any) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in UNSEALED)
+    sizes = {str(path.relative_to(folder)): [path.stat().st_size, _checksum(path)] for path in files}
+    content = json.dumps({"extra": extra, "files": sizes})
+    (folder / SEAL).write_text(json.dumps({"checksum": zlib.crc32(content.encode()), "content": content}))
+
+
+def _read_seal(folder: Path) -> dict[str, Any]:
+    seal = json.loads((folder / SEAL).read_text())
+    if zlib.crc32(seal["content"].encode()) != seal["checksum"]:
+        raise ValueError("its checksum differs")
+    return json.loads(seal["content"])
+
+
 def _damage(folder: Path, deep: bool) -> str | None:
     """What is wrong with a checkpoint, in words; None if nothing is. `deep` reads the large files too."""
     try:
-        seal = json.loads((folder / SEAL).read_text())
-        for name, (size, checksum) in seal.items():
-            path = folder / name
-            if not path.is_file():
-                return name + MISSING
-            if _size(path) != size:
-                return f"{name} has {_size(path)} bytes, not {size}"
-            if (deep or size <= SMALL_FILE_BYTES) and _checksum(path) != checksum:
-                return f"the bytes of {name} have changed"
+        files = _read_seal(folder)["files"]
     except FileNotFoundError:
         return SEAL + MISSING
-    except (ValueError, TypeError, AttributeError) as error:
-        return f"its JSON cannot be read ({error})"
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{SEAL} cannot be read ({error})"
+    for name, (size, checksum) in files.items():
+        path = folder / name
+        if not path.is_file():
+            return name + MISSING
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
+        if (deep or size <= SMALL_FILE_BYTES) and _checksum(path) != checksum:
+            return f"the bytes of {name} have changed"
     return None
 
 

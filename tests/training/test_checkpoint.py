@@ -19,7 +19,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gantransfer.errors import UserError
-from gantransfer.training.checkpoint import SEAL, Checkpoints
+from gantransfer.training.checkpoint import SEAL, Checkpoints, _damage
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -50,11 +50,16 @@ def assert_same(left, right):
 def fill(folder: Path, *steps: int, **settings) -> None:
     with Checkpoints(folder, **settings) as checkpoints:
         for step in steps:
-            checkpoints.save(step, make_state(step), {"step": step})
+            checkpoints.save(step, make_state(step), {"step": step}, {"fid": float(step)})
 
 
 def largest(folder: Path) -> Path:
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip_text(path: Path, old: str, new: str) -> None:
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
 
 
 def flip(path: Path) -> None:
@@ -173,7 +178,8 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "a missing array": lambda step: largest(step).unlink(),
     "no seal": lambda step: (step / SEAL).unlink(),
     "a torn seal": lambda step: os.truncate(step / SEAL, 20),
-    "a flipped bit in what Orbax reads at the start": lambda step: flip(step / "_CHECKPOINT_METADATA"),
+    "a flipped bit in the extra": lambda step: flip_text(step / SEAL, '\\"step\\": 2', '\\"step\\": 3'),
+    "a flipped bit in what is read at the start": lambda step: flip(step / "metrics" / "metrics"),
     "an empty folder": lambda step: (shutil.rmtree(step), step.mkdir()),
 }
 
@@ -193,6 +199,25 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_it_used(tmp_
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert str(tmp_path / "2") in lines[0] and "damaged-2" in lines[0]
+
+
+def test_what_orbax_notes_about_itself_does_not_matter(tmp_path):
+    fill(tmp_path, 1, 2)
+    flip(tmp_path / "2" / "_CHECKPOINT_METADATA")
+    (tmp_path / "1" / "_CHECKPOINT_METADATA").unlink()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [1, 2]
+        for step in (1, 2):
+            assert_same(checkpoints.restore(make_state(), images_seen=step)[0], make_state(step))
+
+
+def test_a_checkpoint_is_good_the_moment_it_is_complete(tmp_path):
+    # Orbax writes some of its files in the background; the seal must not hold what they were before.
+    with Checkpoints(tmp_path, keep=100) as checkpoints:
+        for step in range(1, 41):
+            checkpoints.save(step, {"x": jnp.zeros(3)}, {})
+            checkpoints.wait()
+            assert _damage(tmp_path / str(step), deep=True) is None
 
 
 def test_the_rest_of_an_interrupted_deletion_is_deleted(tmp_path, capfd):
