@@ -1,6 +1,6 @@
 """Line charts as inline SVG, without a plotting library.
 
-A chart carries its own colours for light and dark pages and needs no script: what a point says appears when one rests on it.
+A chart carries its own colours for light and dark pages and needs no script; resting on a point shows its values.
 Colours are those of Okabe and Ito (2008, "Color Universal Design"), which the common kinds of colour blindness keep
 apart; markers and dashes tell the lines apart once more.
 """
@@ -27,7 +27,7 @@ STYLE = (
     "font:12px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}"
     ".gt-chart text{fill:var(--gt-soft)}.gt-chart .t{fill:var(--gt-ink);font-size:14px;font-weight:600}"
     ".gt-chart .l{fill:var(--gt-ink)}.gt-chart .g{stroke:var(--gt-rule)}.gt-chart .z{stroke:var(--gt-soft)}"
-    ".gt-chart .p:hover .m,.gt-chart .p:hover .h{stroke:var(--gt-ink);stroke-width:2;opacity:1}"
+    ".gt-chart .p:hover .m,.gt-chart .p:hover .h{stroke:var(--gt-ink);stroke-width:2}"
     "@media(prefers-color-scheme:dark){.gt-chart{--gt-ink:#e6edf3;--gt-soft:#9aa4b0;--gt-rule:#343b44;--gt-paper:#161b22}}"
 )
 
@@ -61,16 +61,16 @@ def line_chart(
     y_label: str,
     title: str,
     log_y: bool = False,
-    width: int = 460,
-    height: int = 290,
+    width: int = 430,
+    height: int = 280,
 ) -> str:
     """Draws lines over a common pair of axes.
 
     Args:
-      series: by name, points `(x, y)` or `(x, y, low, high)`; the latter two draw a band. Points are sorted by x. A line
-        breaks at a value that is not finite; of more than 160 points the lowest and highest of each stretch are drawn.
+      series: by name, points `(x, y)` or `(x, y, low, high)`; the latter two draw a band. Points are sorted by x. A
+        line breaks at a value that is not finite; of more than 160 points the lowest and highest of each stretch stay.
       x_label, y_label, title: texts; escaped.
-      log_y: logarithmic y axis; what is not positive cannot be drawn there, and the chart says how many points it left out.
+      log_y: logarithmic y axis; what is not positive cannot be drawn there, and the chart says how many were left out.
       width, height: of the drawing's own coordinates; on a page it fills the width that it is given.
 
     Returns:
@@ -115,7 +115,7 @@ def line_chart(
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
-    """Multiples of 1, 2 or 5 times a power of ten within `[low, high]`: at most `most`, and at least two where low < high.
+    """Multiples of 1, 2 or 5 times a power of ten within `[low, high]`: at most `most`.
 
     >>> nice_ticks(0.3, 9.7)
     (2.0, 4.0, 6.0, 8.0)
@@ -145,7 +145,7 @@ def short(value: float) -> str:
 
 
 def thinned(line: np.ndarray, most: int = MOST_POINTS) -> np.ndarray:
-    """At most about `most` points of a line `(n, 4)`: the first, the last, and the lowest and highest of each stretch."""
+    """About `most` points of a line `(n, 4)`: the first, the last, and the lowest and highest of each stretch."""
     if len(line) <= most:
         return line
     keep = {0, len(line) - 1}
@@ -240,7 +240,8 @@ def _legend(names: list[str], rows: list[list[tuple[int, float]]]) -> Iterable[s
     for number, row in enumerate(rows):
         for i, x in row:
             left, y = LEFT + x, 38 + 18 * number
-            yield f'<line x1="{left:.1f}" x2="{left + 20:.1f}" y1="{y}" y2="{y}" {_stroke(i)}/>{_marker(i, left + 10, y)}'
+            yield f'<line x1="{left:.1f}" x2="{left + 20:.1f}" y1="{y}" y2="{y}" {_stroke(i)}/>'
+            yield _marker(i, left + 10, y)
             yield f'<text class="l" x="{left + 25:.1f}" y="{y + 4}">{escape(_cut(names[i]))}'
             yield f"<title>{escape(names[i])}</title></text>"
 
@@ -280,7 +281,8 @@ def _line(i: int, name: str, line: np.ndarray, x: Axis, y: Axis, x_label: str) -
             outline = [(x(p[0]), y(p[3])) for p in band] + [(x(p[0]), y(p[2])) for p in band[::-1]]
             corners = "L".join(f"{a:.1f} {b:.1f}" for a, b in outline)
             yield f'<path d="M{corners}z" fill="{PALETTE[i % len(PALETTE)]}" opacity=".18"/>'
-        yield f'<path d="M{"L".join(f"{x(p[0]):.1f} {y(p[1]):.1f}" for p in piece)}" {_stroke(i)} stroke-linejoin="round"/>'
+        corners = "L".join(f"{x(p[0]):.1f} {y(p[1]):.1f}" for p in piece)
+        yield f'<path d="M{corners}" {_stroke(i)} stroke-linejoin="round"/>'
     marked = shown.sum() <= MOST_MARKERS
     alone = {int(start) for start, stop in edges.reshape(-1, 2) if stop - start == 1}
     for k in np.flatnonzero(shown):
@@ -290,10 +292,10 @@ def _line(i: int, name: str, line: np.ndarray, x: Axis, y: Axis, x_label: str) -
             said += f" ({short(line[k, 2])} to {short(line[k, 3])})"
         dot = _marker(i, px, py) if marked or int(k) in alone else ""
         yield f'<g class="p"><title>{escape(f"{said} at {short(line[k, 0])} {x_label}")}</title>'
-        yield f'<circle class="h" cx="{px:.1f}" cy="{py:.1f}" r="6" opacity="0"/>{dot}</g>'
+        yield f'<circle class="h" cx="{px:.1f}" cy="{py:.1f}" r="6" fill="none" pointer-events="all"/>{dot}</g>'
 
 
-def is_wide(values: Iterable[float]) -> bool:
-    """Whether positive values spread so far (more than 15-fold) that a linear axis would flatten the small ones."""
+def is_wide(values: Iterable[float], factor: float = 15) -> bool:
+    """Whether positive values spread so far (over more than `factor`) that a linear axis flattens the small ones."""
     finite = [value for value in values if math.isfinite(value)]
-    return bool(finite) and min(finite) > 0 and max(finite) / min(finite) > 15
+    return bool(finite) and min(finite) > 0 and max(finite) / min(finite) > factor

@@ -19,6 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from gantransfer.errors import UserError
 
 Images = UInt8[np.ndarray, "n h w c"]
+# One for each image, which is checked with a message for people.
+Labels = Integer[np.ndarray, " labels"]
 
 SMALLEST_CELL = 32
 # Neither black nor white, so that cells with a black or a white background both show their edge.
@@ -77,8 +79,8 @@ def strip(images: Images, *, scale: int | None = None, gap: int = 0) -> Image.Im
 
 
 def by_class(
-    images: Images, labels: Integer[np.ndarray, " n"], columns: int, class_names: Sequence[str] | None = None
-) -> tuple[Images, list[str]]:
+    images: Images, labels: Labels, columns: int, class_names: Sequence[str] | None = None
+) -> tuple[UInt8[np.ndarray, "cells h w c"], list[str]]:
     """Arranges images for a grid with one class to a row.
 
     Args:
@@ -110,7 +112,7 @@ def save_grid(
     images: Images,
     *,
     columns: int | None = None,
-    labels: Integer[np.ndarray, " n"] | None = None,
+    labels: Labels | None = None,
     class_names: Sequence[str] | None = None,
     scale: int | None = None,
     gap: int = 2,
@@ -137,8 +139,8 @@ def save_video(path: Path, frames: Images, fps: float) -> Path:
     """Writes frames as a film and returns its path; the suffix says which kind.
 
     `.gif` needs nothing more and loops; its clock counts hundredths of a second, so the true rate is the nearest one
-    that it has, at most 50. `.mp4` (H.264, plays everywhere) needs the extra `video`; its sides must be even, so that an odd
-    side gains one repeated row or column.
+    that it has, at most 50. `.mp4` (H.264, plays everywhere) needs the extra `video`; its sides must be even, so that
+    an odd side gains one repeated row or column.
 
     Raises:
       UserError: for another suffix, a rate out of range, or `.mp4` without the extra.
