@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from gantransfer import __version__
-from gantransfer.errors import Diverged, Stopped, UserError, one_of
+from gantransfer.errors import NotFinite, Stopped, UserError, one_of
 
 EXAMPLES = """examples:
   gantransfer finetune --source glyphs --data flowers.zip --mode class_embedding_only --kimg 50 --workdir runs/flowers
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"gantransfer: {error}", file=sys.stderr)
         return 2
-    except Diverged as error:
+    except NotFinite as error:
         print(f"gantransfer: {error}", file=sys.stderr)
         return 1
     except Stopped as stop:

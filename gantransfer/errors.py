@@ -31,7 +31,7 @@ def one_of(field: str, value: str, names: Iterable[str]) -> str:
     raise UserError(field, value, ", ".join(names) + (f" (did you mean {near[0]}?)" if near else ""))
 
 
-class Diverged(Exception):
+class NotFinite(Exception):
     """A training that left the finite numbers: the metric's name, its value, and when."""
 
     def __init__(self, metric: str, value: float, images_seen: int):

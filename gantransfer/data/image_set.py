@@ -1,8 +1,9 @@
 """What everything above the data floor sees of a set: numbered images, labels, class names and a fingerprint."""
 
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +16,9 @@ from gantransfer.errors import UserError
 
 # Raised whenever a rule of decoding changes, so that what was cached under an old fingerprint is not used.
 RULES = 1
+
+# Images that a thread takes at once: handing over a single small one costs as much as decoding it.
+THREAD_SHARE = 32
 
 
 @runtime_checkable
@@ -109,7 +113,7 @@ class ImageSet:
         def fill(i: int) -> None:
             images[i] = self._image(i)
 
-        in_threads(fill, range(len(self)))
+        in_threads(fill, len(self))
         return images, self.labels
 
     def _image(self, i: int) -> UInt8[np.ndarray, "h w c"]:
@@ -176,10 +180,14 @@ class ImageSet:
         return replace(kept, class_names=tuple(class_names), labels=number[kept.labels])
 
 
-def in_threads(work: Callable[[int], Any], numbers: Iterable[int]) -> list[Any]:
-    """Runs `work` on each number in threads (image decoders and files run outside Python's lock); results in order."""
+def in_threads(work: Callable[[int], Any], count: int) -> list[Any]:
+    """Runs `work` on 0 to count - 1 in threads (decoders and files run outside Python's lock); results in order."""
+
+    def some(start: int) -> list[Any]:
+        return [work(i) for i in range(start, min(start + THREAD_SHARE, count))]
+
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        return list(pool.map(work, numbers))
+        return list(itertools.chain.from_iterable(pool.map(some, range(0, count, THREAD_SHARE))))
 
 
 def refused(name: str, damaged: Sequence[tuple[str, str]]) -> UserError:

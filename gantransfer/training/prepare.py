@@ -6,7 +6,7 @@ The order is that of `docs/design.md`: which network starts where, partition, po
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ from gantransfer.pretrained.source import Source, initial_variables
 from gantransfer.training import devices
 from gantransfer.training.partition import BatchNorm, Mode, Partition, get_mode, make_partition, merge, split
 from gantransfer.training.state import GanState, Held, Moving, copy
-from gantransfer.training.step import Bound, Recipe, StreamedBatch, make_optimizer, make_step, method_leaves, metric_names
+from gantransfer.training.step import Bound, Recipe, StreamedBatch, make_optimizer, make_step, method_leaves, metric_names, name_code
 
 Tree = Any
 Log = Callable[[str], None]
@@ -339,25 +339,13 @@ def start_methods(
         params["generator"], moving["generator"].stats, params["discriminator"], moving["discriminator"].stats
     )
     for method in starters:
-        key = jax.random.fold_in(jax.random.key(held.seed), hash_of(method.name))
+        key = jax.random.fold_in(jax.random.key(held.seed), name_code(method.name))
         states[method.name] = method.start(key, params, players, reals, labels)
     return states
 
 
-def hash_of(name: str) -> int:
-    """A number for a name that is the same in every process."""
-    import zlib
-
-    return zlib.crc32(name.encode()) & 0x7FFFFFFF
 
 
 def images_bytes(images: ImageSet) -> int:
     """Bytes of the whole set as uint8."""
     return len(images) * images.resolution**2 * images.channels
-
-
-def partial_step(task: Task, due: frozenset[str]) -> Callable:
-    """The step of one variant as a plain function of (state, held, streamed), for lowering and counting."""
-    from gantransfer.training.step import step
-
-    return partial(step, task.recipe, due)

@@ -22,7 +22,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int, UInt8
 
 from gantransfer.data.batches import DeviceImages, gather, positions_to_draws
@@ -113,9 +112,14 @@ class Recipe:
         return frozenset(method.name for method in self.with_hook("loss") if iteration % method.every == 0)
 
 
+def name_code(name: str) -> int:
+    """A number for a name that is the same in every process, for folding into keys."""
+    return zlib.crc32(name.encode()) & 0x7FFFFFFF
+
+
 def fold(keys: Any, name: str) -> Any:
     """Folds a name into every key: streams of different names never meet."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF))(keys)
+    return jax.vmap(lambda key: jax.random.fold_in(key, name_code(name)))(keys)
 
 
 def keys_at(seed: Array, positions: Int[Array, " n"]) -> Any:
@@ -345,7 +349,7 @@ def generator_objective(
     return loss + extra, ((stats_g, stats_d), metrics, ())
 
 
-def _join(a: Labels, b: Labels) -> Labels:
+def _join(a: Array, b: Array) -> Array:
     """Joins labels; integers beside class weights become one-hot weights."""
     if a.ndim < b.ndim:
         a = jax.nn.one_hot(a, b.shape[-1])
@@ -536,8 +540,3 @@ def make_step(recipe: Recipe, out_shardings: Tree = None) -> Callable[..., GanSt
 
     run.programs = jitted
     return run
-
-
-def trained_paths(tree: Tree) -> tuple[str, ...]:
-    """Paths of the leaves of a nested dictionary, joined with "/"."""
-    return tuple(sorted(flatten_dict(tree, sep="/")))

@@ -1,0 +1,330 @@
+"""The loop around the step: ticks, snapshots, evaluations, checkpoints, signals. It decides when; the step decides what.
+
+Everything periodic happens at a pure function of the number of images seen, so a run that was killed and started again writes
+what an uninterrupted run writes, byte for byte; wall-clock times go to a file of their own.
+"""
+
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from gantransfer import config as fields
+from gantransfer.data.batches import Stream, stream
+from gantransfer.data.image_set import ImageSet
+from gantransfer.data.sources import open_images
+from gantransfer.errors import Stopped, UserError
+from gantransfer.pretrained.card import model_card
+from gantransfer.pretrained.folder import write_source
+from gantransfer.pretrained.source import Source, latents, to_uint8
+from gantransfer.reports import grids
+from gantransfer.training.checkpoint import Checkpoints
+from gantransfer.training.prepare import Task
+from gantransfer.training.records import Records, RunFolder, check_finite, is_due, memory_in_use, status_line
+from gantransfer.training.state import GanState
+from gantransfer.training.step import StreamedBatch
+
+# The host waits for the device every so many steps, so that a signal is answered soon and no queue of steps builds up.
+STEPS_IN_FLIGHT = 8
+SHOWN = ("loss/generator", "loss/discriminator")
+GRID_CLASSES = 16
+GRID_SEED = 0
+
+
+class Clock:
+    """Seconds spent training: pausable, and continued over restarts."""
+
+    def __init__(self, seconds: float = 0.0):
+        self.seconds, self._since = seconds, time.perf_counter()
+
+    def read(self) -> float:
+        """Seconds so far."""
+        return self.seconds + time.perf_counter() - self._since
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside does not count."""
+        self.seconds = self.read()
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter()
+
+
+class Stop:
+    """Whether SIGTERM or SIGINT has arrived; a second SIGINT interrupts at once, as usual."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        # Signal handlers belong to the main thread; in a notebook's worker thread a run is stopped by its process.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+def describe_data(images: ImageSet) -> dict[str, Any]:
+    """What data.json says of a set."""
+    counts = np.bincount(images.labels, minlength=len(images.class_names))
+    return {
+        "name": images.name,
+        "images": len(images),
+        "resolution": images.resolution,
+        "channels": images.channels,
+        "fingerprint": images.fingerprint,
+        "classes": [{"index": i, "name": name, "count": int(counts[i])} for i, name in enumerate(images.class_names)],
+    }
+
+
+def begin(task: Task, folder: RunFolder) -> None:
+    """Writes what a new run starts from: config, data, source, partition, and the networks at the first step."""
+    write_source(folder.path / "start", task.source, card=model_card(task.source, "the networks at the first step of a run"))
+    info = task.source.info
+    record = {"name": task.config.source or "scratch", "family": info.family, "licence": info.licence, "origin": info.origin}
+    folder.write_json("source.json", record | {"fingerprint": task.source.fingerprint(), "options": dict(info.options)})
+    folder.write_json("data.json", describe_data(task.images))
+    folder.write_json("partition.json", task.partition.to_json())
+    # Last: a folder with a config is a run that has begun.
+    folder.write_json("config.json", fields.to_json(task.config))
+
+
+class Trainer:
+    """One process's work on a run, from its newest checkpoint to its end."""
+
+    def __init__(self, task: Task, folder: RunFolder, records: Records, checkpoints: Checkpoints):
+        self.task, self.folder, self.records, self.checkpoints = task, folder, records, checkpoints
+        self.config = task.config
+        per_step = task.recipe.images_per_step
+        self.total = -(-int(round(1000 * self.config.kimg)) // per_step) * per_step
+        self.evaluator = Evaluator(task) if self.config.evaluate.features else None
+        self.grid_z, self.grid_labels = grid_inputs(task)
+
+    def restore(self) -> tuple[GanState, float]:
+        """The state to go on from, and the seconds of training that it took."""
+        found = self.checkpoints.restore(like_of(self.task))
+        if found is None:
+            return self.task.initial_state(), 0.0
+        state, extra = found
+        return state, float(extra["seconds"])
+
+    def run(self, stop: Stop) -> None:
+        """Trains until the end of the budget or a signal."""
+        task, per_step = self.task, self.task.recipe.images_per_step
+        state, seconds = self.restore()
+        seen = int(state.images_seen)
+        self.records.truncate(seen)
+        self.folder.say(f"{'resumed' if seen else 'started'} at {seen / 1000:g} of {self.total / 1000:g} kimg")
+        if seen == 0:
+            self.show(state, 0)
+        clock = Clock(seconds)
+        tick_seen, tick_seconds = seen, seconds
+        batches = self.open_stream(seen)
+        try:
+            while seen < self.total:
+                state = task.step(state, task.held, self.next_batch(batches), due=task.recipe.due(seen // per_step))
+                seen += per_step
+                last = seen >= self.total
+                if seen // per_step % STEPS_IN_FLIGHT == 0 or last or stop.requested:
+                    jax.block_until_ready(state.images_seen)
+                if self.due(seen, self.config.run.tick_kimg) or last:
+                    jax.block_until_ready(state.images_seen)
+                    now = clock.read()
+                    state = self.tick(state, seen, now, (seen - tick_seen) / 1000, now - tick_seconds)
+                    tick_seen, tick_seconds = seen, now
+                with clock.paused():
+                    record = self.occasional(state, seen, last)
+                    if self.due(seen, self.config.run.checkpoint_kimg) or last or stop.requested:
+                        self.save(state, seen, clock.seconds, record)
+                if stop.requested and not last:
+                    self.checkpoints.wait()
+                    raise Stopped(str(self.folder.path), seen)
+        finally:
+            if batches is not None:
+                batches.close()
+        self.checkpoints.wait()
+        self.folder.say(f"done: {seen / 1000:g} kimg; gantransfer sample --source {self.folder.path} --output samples.png")
+
+    def due(self, seen: int, kimg: float) -> bool:
+        """Whether the iteration that has just ended crossed a multiple of `kimg`."""
+        return is_due(seen, self.task.recipe.images_per_step, round(1000 * kimg))
+
+    def open_stream(self, seen: int) -> Stream | None:
+        """The host's reader, at the position of the run."""
+        if not self.task.streamed:
+            return None
+        config, task = self.config, self.task
+        return stream(
+            task.images, seed=config.seed, batch=config.batch, first=seen, mirror=config.data.mirror, workers=config.data.workers
+        )
+
+    def next_batch(self, batches: Stream | None) -> StreamedBatch | None:
+        """The real images of one iteration, where the host reads them."""
+        if batches is None:
+            return None
+        parts = [next(batches) for _ in range(self.task.recipe.d_steps)]
+        return StreamedBatch(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
+
+    def tick(self, state: GanState, seen: int, seconds: float, kimg: float, took: float) -> GanState:
+        """Fetches the tick's metrics, checks and writes them, and begins a new tick."""
+        metrics = means(state)
+        check_finite(seen, metrics)
+        self.records.metrics(seen, {"kimg": seen / 1000, **metrics})
+        speed, memory = 1000 * kimg / took, memory_in_use()
+        timing = {"seconds": seconds, "seconds_per_kimg": took / kimg, "images_per_second": speed, "memory_bytes": memory}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.records.timing(seen, {"kimg": seen / 1000, "time": now, **timing})
+        shown = {name.removeprefix("loss/"): value for name, value in metrics.items() if name in SHOWN}
+        self.folder.say(status_line(seen, self.total, speed, memory, shown))
+        return state.replace(tick=jax.tree.map(jnp.zeros_like, state.tick))
+
+    def occasional(self, state: GanState, seen: int, last: bool) -> dict[str, Any] | None:
+        """Snapshot, grid and evaluation where they are due; returns the evaluation's record."""
+        snapshot = self.due(seen, self.config.run.snapshot_kimg) or last
+        if snapshot:
+            self.show(state, seen)
+        if self.evaluator is None or not self.evaluator.due(seen, snapshot, self.task.recipe.images_per_step):
+            return None
+        return self.evaluate(self.task.as_source(state, self.folder.path.name), seen)
+
+    def show(self, state: GanState, seen: int) -> None:
+        """Writes a snapshot and the image grid; at the start also the grid of reals and, if asked for, an evaluation."""
+        source = self.task.as_source(state, self.folder.path.name)
+        names = source.info.class_names
+        fakes = to_uint8(source.generate(self.grid_z, self.grid_labels))
+        columns = self.config.run.grid_columns
+        grids.save_grid(self.folder.grid(seen), fakes, columns=columns, labels=self.grid_labels, class_names=names)
+        if seen == 0:
+            reals, labels = real_examples(self.task.images, columns)
+            grids.save_grid(self.folder.path / "grids" / "reals.png", reals, columns=columns, labels=labels, class_names=names)
+            if self.evaluator is not None and self.evaluator.at_start:
+                self.evaluate(source, 0)
+        write_source(self.folder.snapshot(seen), source, card=model_card(source, f"made by run {self.folder.path.name}"))
+        newest = sorted(path for path in (self.folder.path / "snapshots").iterdir() if path.name.isdigit())
+        for old in newest[: -self.config.run.keep_snapshots]:
+            shutil.rmtree(old)
+
+    def evaluate(self, source: Source, seen: int) -> dict[str, Any]:
+        """Measures a snapshot and writes the record."""
+        record = self.evaluator.measure(source)
+        self.records.evaluation({"images_seen": seen, "kimg": seen / 1000, **record})
+        numbers = {name: value for name, value in record["metrics"].items() if value is not None}
+        self.folder.say("evaluation: " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+        return record
+
+    def save(self, state: GanState, seen: int, seconds: float, record: dict[str, Any] | None) -> None:
+        """Checkpoint; a state that is no longer finite is never saved."""
+        check_finite(seen, means(state))
+        numbers = None if record is None else {k: v for k, v in record["metrics"].items() if v is not None}
+        self.checkpoints.save(seen, state, {"seconds": seconds}, numbers)
+
+
+def train(task: Task, folder: RunFolder) -> None:
+    """Trains a run from where it is to the end of its budget.
+
+    Raises:
+      NotFinite: a metric is no longer finite.
+      Stopped: a signal arrived; everything is saved.
+      UserError: the disk is full; the newest complete checkpoint is good.
+    """
+    config = task.config
+    folder.log(task.images.class_table())
+    trained = {role: task.partition.count(role, True) for role in ("generator", "discriminator")}
+    folder.log(f"mode {config.mode}: {trained['generator']:,} numbers of G and {trained['discriminator']:,} of D train")
+    better_high = config.evaluate.best in ("class_accuracy", "precision", "recall", "density", "coverage")
+    best = config.evaluate.best if config.evaluate.features else None
+    checkpoints = Checkpoints(folder.path / "checkpoints", keep=config.run.keep, best_metric=best, lower_is_better=not better_high)
+    with Stop() as stop, Records(folder, config.run.tensorboard) as records, checkpoints:
+        Trainer(task, folder, records, checkpoints).run(stop)
+
+
+def like_of(task: Task) -> GanState:
+    """Shapes and places of the state, for restoring."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype, sharding=where), task.start, task.shardings
+    )
+
+
+def means(state: GanState) -> dict[str, float]:
+    """Means of the tick's metrics; those that were not computed are left out."""
+    sums = jax.device_get(state.tick)
+    return {name: float(total / count) for name, (total, count) in sums.items() if count > 0}
+
+
+def grid_inputs(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Fixed latents and labels of the grids: rows by class, the same latents in every row and at every time."""
+    columns, classes = task.config.run.grid_columns, min(task.networks.num_classes, GRID_CLASSES)
+    z = latents(columns, task.networks.z_dim, GRID_SEED)
+    return np.tile(z, (classes, 1)), np.repeat(np.arange(classes, dtype=np.int32), columns)
+
+
+def real_examples(images: ImageSet, columns: int) -> tuple[UInt8[np.ndarray, "n h w c"], np.ndarray]:
+    """The first images of each class, as many as a grid shows."""
+    chosen = [i for k in range(min(len(images.class_names), GRID_CLASSES)) for i in np.flatnonzero(images.labels == k)[:columns]]
+    return np.stack([images.read(int(i))[0] for i in chosen]), np.asarray(images.labels)[chosen]
+
+
+class Evaluator:
+    """The evaluations of a run: always the same samples' latents, the same reference, the same network."""
+
+    def __init__(self, task: Task):
+        from gantransfer import features
+
+        config = task.config.evaluate
+        self.network = features.load(config.features)
+        self.count = config.samples
+        self.at, info = self._points(tuple(config.kimg)), task.source.info
+        reference = task.images
+        if config.data:
+            reference = open_images(config.data, resolution=info.resolution, channels=info.channels)
+        if tuple(reference.class_names) != tuple(task.images.class_names):
+            raise UserError("evaluate.data", config.data, f"a set with the classes {', '.join(task.images.class_names)}")
+        self.real, self.real_labels = reference.arrays()
+        self.trained_on, _ = task.images.arrays()
+        self.reference = reference.name
+
+    @property
+    def at_start(self) -> bool:
+        """Whether the first step is evaluated."""
+        return not self.at or 0 in self.at
+
+    def due(self, seen: int, snapshot: bool, per_step: int) -> bool:
+        """Whether to evaluate now: at the configured points, or with every snapshot."""
+        return any(seen - per_step < point <= seen for point in self.at) if self.at else snapshot
+
+    def measure(self, source: Source) -> dict[str, Any]:
+        """`{"metrics": ..., "protocol": ...}` of a source."""
+        from gantransfer.metrics.evaluation import evaluate_images
+
+        labels = np.arange(self.count, dtype=np.int32) % source.info.num_classes
+        fakes = source.sample(self.count, seed=0)
+        record = evaluate_images(fakes, labels, self.real, self.real_labels, self.trained_on, self.network, seed=0)
+        protocol = record.pop("protocol") | {"reference_set": self.reference}
+        return {"metrics": record, "protocol": protocol}
+
+    @staticmethod
+    def _points(kimg: tuple[str, ...]) -> tuple[int, ...]:
+        try:
+            return tuple(sorted(round(1000 * float(point)) for point in kimg))
+        except ValueError as error:
+            raise UserError("evaluate.kimg", kimg, "numbers of kimg") from error
