@@ -18,9 +18,11 @@
 Images of 32 bits per channel have no agreed range and are refused as unreadable.
 """
 
+import contextlib
 import functools
 import io
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +92,99 @@ def read_header(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Head
       CorruptImage: the bytes are no image.
       UserError: the image claims more than `max_pixels` pixels.
     """
-    image = _open(data, name, max_pixels)
+    return _open(data, name, max_pixels)[1]
+
+
+def decode(data: bytes, name: str, **rules: Any) -> UInt8[np.ndarray, "h w c"]:
+    """The pixels that `decode_with_header` gives, under the same arguments."""
+    return decode_with_header(data, name, **rules)[1]
+
+
+def decode_with_header(
+    data: bytes,
+    name: str,
+    *,
+    resolution: int | None,
+    channels: int | None,
+    fit: str = "crop",
+    background: int = 0,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[Header, UInt8[np.ndarray, "h w c"]]:
+    """Decodes an image file by the rules of this module.
+
+    Args:
+      data: the whole file.
+      name: what messages call it.
+      resolution: height and width of the result; None leaves size and shape as they are.
+      channels: 1 or 3; None keeps grey grey and colour colour.
+      fit: what happens to other shapes and sizes: "crop", "pad" or "exact".
+      background: grey level, 0 to 255, under transparency and beside padded images.
+      max_pixels: what larger images, by their header, are refused above.
+
+    Returns:
+      (header, pixels uint8 `(h, w, channels)`).
+
+    Raises:
+      CorruptImage: the bytes are no image, or the pixels do not decode.
+      UserError: the image is too large, or `fit` is "exact" and the size another.
+    """
+    one_of("data.fit", fit, FITS)
+    image, header = _open(data, name, max_pixels)
+    with _naming(name, max_pixels):
+        pixels = _native(image, data, background)
+        orientation = image.getexif().get(0x0112, 1)
+    pixels = _upright(pixels, orientation)
+    if channels == 3 and pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    if channels == 1 and pixels.shape[2] == 3:
+        pixels = np.asarray(_picture(pixels).convert("L"))[..., None]
+    return header, pixels if resolution is None else _fitted(pixels, name, resolution, fit, background)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@contextlib.contextmanager
+def _naming(name: str, max_pixels: int) -> Iterator[None]:
+    """Turns what Pillow raises inside into a CorruptImage, or a UserError where the image is too large."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        yield
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        claim = re.search(r"\d{6,}", str(error))
+        raise _too_large(name, max_pixels, int(claim[0]) if claim else 0) from error
+    except UnidentifiedImageError as error:
+        raise CorruptImage(name, "not an image by its content, or with a damaged header") from error
+    except Exception as error:
+        # Pillow's plugins raise a dozen types on damaged bytes, and each of them means just that.
+        raise CorruptImage(name, " ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _too_large(name: str, max_pixels: int, claim: int) -> UserError:
+    return UserError("data", name, f"images of at most {max_pixels:,} pixels; this header claims {claim:,}")
+
+
+def _open(data: bytes, name: str, max_pixels: int) -> tuple[Any, Header]:
+    """The image, not yet decoded, and its header."""
+    from PIL import Image
+
+    if not data:
+        raise CorruptImage(name, "the file is empty")
+    with _naming(name, max_pixels):
+        image = Image.open(io.BytesIO(data), formats=_formats())
+        header = _header(image, name)
+    if image.width * image.height > max_pixels:
+        raise _too_large(name, max_pixels, image.width * image.height)
+    return image, header
+
+
+def _header(image: Any, name: str) -> Header:
     grey = image.mode in ("1", "L", "LA", "La", "I") or image.mode.startswith("I;16")
     kinds = []
     if getattr(image, "is_animated", False):
@@ -108,82 +202,6 @@ def read_header(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Head
     if ending in IMAGE_ENDINGS and ending not in _ENDINGS.get(image.format, ending).split():
         kinds.append("named like another format than their content: read by content")
     return Header(image.width, image.height, grey, tuple(kinds))
-
-
-def decode(
-    data: bytes,
-    name: str,
-    *,
-    resolution: int | None,
-    channels: int | None,
-    fit: str = "crop",
-    background: int = 0,
-    max_pixels: int = MAX_PIXELS,
-) -> UInt8[np.ndarray, "h w c"]:
-    """Decodes an image file by the rules of this module.
-
-    Args:
-      data: the whole file.
-      name: what messages call it.
-      resolution: height and width of the result; None leaves size and shape as they are.
-      channels: 1 or 3; None keeps grey grey and colour colour.
-      fit: what happens to other shapes and sizes: "crop", "pad" or "exact".
-      background: grey level, 0 to 255, under transparency and beside padded images.
-      max_pixels: what larger images, by their header, are refused above.
-
-    Returns:
-      uint8 `(h, w, channels)`.
-
-    Raises:
-      CorruptImage: the bytes are no image, or the pixels do not decode.
-      UserError: the image is too large, or `fit` is "exact" and the size another.
-    """
-    one_of("data.fit", fit, FITS)
-    image = _open(data, name, max_pixels)
-    try:
-        pixels = _native(image, data, background)
-        orientation = image.getexif().get(0x0112, 1)
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise a dozen types on damaged bytes, and every one of them means just that.
-        raise CorruptImage(name, _reason(error)) from error
-    pixels = _upright(pixels, orientation)
-    if channels == 3 and pixels.shape[2] == 1:
-        pixels = np.repeat(pixels, 3, axis=2)
-    if channels == 1 and pixels.shape[2] == 3:
-        pixels = np.asarray(_picture(pixels).convert("L"))[..., None]
-    return pixels if resolution is None else _fitted(pixels, name, resolution, fit, background)
-
-
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    from PIL import Image
-
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return "no image format that is read here" if "cannot identify image file" in text else text or type(error).__name__
-
-
-def _open(data: bytes, name: str, max_pixels: int) -> Any:
-    from PIL import Image
-
-    too_large = f"images of at most {max_pixels:,} pixels"
-    try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        claim = re.search(r"\d{6,}", str(error))
-        raise UserError(
-            "data", name, f"{too_large}; this header claims {int(claim[0]):,}" if claim else too_large
-        ) from error
-    except Exception as error:  # As in `decode`.
-        raise CorruptImage(name, "the file is empty" if not data else _reason(error)) from error
-    if image.width * image.height > max_pixels:
-        raise UserError("data", name, f"{too_large}; this header claims {image.width * image.height:,}")
-    return image
 
 
 def _deep_rawmode(image: Any) -> str | None:

@@ -4,7 +4,7 @@
    aside.
 2. Folders that hold nothing but one folder are stepped into: a common prefix is no class.
 3. A `dataset.json` beside the images (NVlabs: `{"labels": [[file, class], ...]}`) decides the classes, whatever the
-   folders say. `"labels": null` means unconditional. `"class_names": [...]` may name the classes and fixes their number.
+   folders say. `"labels": null` means unconditional. `"class_names": [...]` names them and fixes their number.
 4. Otherwise sub-folders are classes, numbered in alphabetical order of their names; deeper folders belong to the first
    level. First-level folders that are all called like splits (train, val, test, ...) are no classes: one of them has to
    be named.

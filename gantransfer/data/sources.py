@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from gantransfer.data.archives import Archive, open_archive
 from gantransfer.data.builtin import is_builtin, open_builtin
-from gantransfer.data.decode import FITS, MAX_PIXELS, CorruptImage, Header, decode, read_header
+from gantransfer.data.decode import FITS, MAX_PIXELS, CorruptImage, Header, decode_with_header, read_header
 from gantransfer.data.image_set import ImageSet, in_threads, refused
 from gantransfer.data.layout import Layout, find_layout, refuse_empty
 from gantransfer.data.prepared import open_prepared
@@ -33,9 +33,9 @@ class Rules:
     background: int
     max_pixels: int
 
-    def decode(self, data: bytes, name: str) -> UInt8[np.ndarray, "h w c"]:
+    def decode(self, data: bytes, name: str) -> tuple[Header, UInt8[np.ndarray, "h w c"]]:
         """Decodes one file by these rules."""
-        return decode(data, name, **self.__dict__)
+        return decode_with_header(data, name, **self.__dict__)
 
 
 class EncodedPixels:
@@ -46,7 +46,12 @@ class EncodedPixels:
 
     def read(self, row: int) -> UInt8[np.ndarray, "h w c"]:
         """Reads and decodes one file."""
-        return self.settled.decode(self.archive.read(self.files[row]), f"{self.archive.path}: {self.files[row]}")
+        return self.read_all(row)[1]
+
+    def read_all(self, row: int) -> tuple[Header, UInt8[np.ndarray, "h w c"]]:
+        """Reads one file: its header, and its pixels decoded."""
+        name = self.files[row]
+        return self.settled.decode(self.archive.read(name), f"{self.archive.path}: {name}")
 
     def content(self, row: int) -> str:
         """CRC-32 and size of the file."""
@@ -137,30 +142,18 @@ def _split_part(path: str) -> tuple[str, str | None]:
 
 
 def _checked(path: str, archive: Archive, layout: Layout, rules: Rules, on_corrupt: str, check: str) -> ImageSet:
-    """The set of a layout's files: headers first, which settle size and channels, then pixels, then what is damaged."""
+    """The set of a layout's files: headers settle size and channels, pixels are checked, damage is dealt with."""
     files = layout.files
     damaged: dict[int, str] = {}
-
-    def header(i: int) -> Header | None:
-        try:
-            return read_header(archive.read(files[i]), f"{path}: {files[i]}", max_pixels=rules.max_pixels)
-        except CorruptImage as damage:
-            damaged[i] = damage.why
-            return None
-
-    headers = in_threads(header, range(len(files)))
-    sound = [(files[i], header) for i, header in enumerate(headers) if header is not None]
-    if not sound:
-        raise refused(path, [(files[i], why) for i, why in sorted(damaged.items())])
-    settled = replace(
-        rules,
-        resolution=rules.resolution or _resolution(path, sound),
-        channels=rules.channels or (1 if all(header.grey for _, header in sound) else 3),
-    )
+    headers: list[Header | None] = [None] * len(files)
+    settled = rules
+    if rules.resolution is None or rules.channels is None or check == "headers":
+        headers = _headers(path, archive, files, rules.max_pixels, damaged)
+        settled = _settled(path, files, headers, rules, damaged)
     pixels = EncodedPixels(archive, files, settled)
     decoded = _decoded(pixels, headers, damaged) if check == "pixels" else None
     skipped = tuple((files[i], why) for i, why in sorted(damaged.items()))
-    if skipped and on_corrupt == "refuse":
+    if skipped and (on_corrupt == "refuse" or len(skipped) == len(files)):
         raise refused(path, skipped)
     if skipped:
         named = "; ".join(f"{name} ({why})" for name, why in skipped)
@@ -168,7 +161,7 @@ def _checked(path: str, archive: Archive, layout: Layout, rules: Rules, on_corru
     rows = np.array([i for i in range(len(files)) if i not in damaged], np.int32)
     labels = np.array(layout.labels, np.int32)[rows]
     refuse_empty(path, labels.tolist(), layout.class_names, "all of its files are damaged")
-    notes = layout.notes + _notes([(files[i], headers[i]) for i in rows], settled) + _repeats(pixels, rows)
+    sound = [(files[i], header) for i in rows if (header := headers[i]) is not None]
     return ImageSet(
         name=path,
         resolution=settled.resolution,
@@ -179,32 +172,61 @@ def _checked(path: str, archive: Archive, layout: Layout, rules: Rules, on_corru
         pixels=pixels,
         rows=rows,
         numbering=layout.numbering,
-        notes=notes,
+        notes=layout.notes + _notes(sound, settled) + _repeats(pixels, rows),
         skipped=skipped,
         decoded=decoded,
     )
 
 
+def _headers(
+    path: str, archive: Archive, files: tuple[str, ...], max_pixels: int, damaged: dict[int, str]
+) -> list[Header | None]:
+    """Reads every header, adding to `damaged`."""
+
+    def header(i: int) -> Header | None:
+        try:
+            return read_header(archive.read(files[i]), f"{path}: {files[i]}", max_pixels=max_pixels)
+        except CorruptImage as damage:
+            damaged[i] = damage.why
+            return None
+
+    return in_threads(header, len(files))
+
+
+def _settled(
+    path: str, files: tuple[str, ...], headers: list[Header | None], rules: Rules, damaged: dict[int, str]
+) -> Rules:
+    """The rules with the size and the channels that the headers suggest, where they were left open."""
+    sound = [(files[i], header) for i, header in enumerate(headers) if header is not None]
+    if not sound:
+        raise refused(path, [(files[i], why) for i, why in sorted(damaged.items())])
+    return replace(
+        rules,
+        resolution=rules.resolution or _resolution(path, sound),
+        channels=rules.channels or (1 if all(header.grey for _, header in sound) else 3),
+    )
+
+
 def _decoded(
-    pixels: EncodedPixels, headers: Sequence[Header | None], damaged: dict[int, str]
+    pixels: EncodedPixels, headers: list[Header | None], damaged: dict[int, str]
 ) -> UInt8[np.ndarray, "n h w c"] | None:
-    """Decodes everything once, adding to `damaged`; returns the images where they may stay in memory, else None."""
+    """Decodes everything once, adding to `headers` and `damaged`; the images where they may stay in memory, or None."""
     settled = pixels.settled
     shape = (len(headers), settled.resolution, settled.resolution, settled.channels)
     kept = np.zeros(shape, np.uint8) if int(np.prod(shape, dtype=np.int64)) <= KEEP_BYTES else None
 
     def load(i: int) -> None:
-        if headers[i] is None:
+        if i in damaged:
             return
         try:
-            image = pixels.read(i)
+            headers[i], image = pixels.read_all(i)
         except CorruptImage as damage:
             damaged[i] = damage.why
             return
         if kept is not None:
             kept[i] = image
 
-    in_threads(load, range(len(headers)))
+    in_threads(load, len(headers))
     return kept
 
 
