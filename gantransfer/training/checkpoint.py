@@ -120,7 +120,7 @@ class Checkpoints:
         saved for this number of images stays (a run is a pure function, so it is the same state).
 
         Args:
-          images_seen: the checkpoint's number.
+          images_seen: the checkpoint's number, below 2**31 (as counts are on the device).
           state: pytree of jax arrays, none of them empty; typed keys and any sharding are fine.
           extra: JSON that comes back with the state.
           metrics: numbers that tell how good it is.
@@ -441,6 +441,4 @@ def _wait_for_all(name: str) -> None:
 def _same_everywhere(step: int) -> int:
     if jax.process_count() == 1:
         return step
-    # Two words, because arrays are 32 bits wide unless a program asks for more.
-    high, low = multihost_utils.broadcast_one_to_all(np.asarray(divmod(step, 1 << 30), np.int32))
-    return int(high) * (1 << 30) + int(low)
+    return int(multihost_utils.broadcast_one_to_all(np.int32(step)))

@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -229,6 +230,20 @@ def test_the_rest_of_an_interrupted_deletion_is_deleted(tmp_path, capfd):
     assert capfd.readouterr().err == f"checkpoint {tmp_path / '1'} was half deleted; the rest is deleted now\n"
 
 
+def test_a_flipped_bit_in_a_large_file_is_found_before_it_is_loaded(tmp_path):
+    # Larger than what is checked when the folder is opened, and random, so that it does not compress.
+    large = {"x": jax.random.normal(jax.random.key(0), (500_000,))}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, large, {"step": 1})
+        checkpoints.save(2, large, {"step": 2})
+        checkpoints.wait()
+        flip(largest(tmp_path / "2"))
+        assert largest(tmp_path / "2").stat().st_size > 1_500_000
+        state, extra = checkpoints.restore(large)
+    assert extra == {"step": 1}
+    assert_same(state, large)
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_never_starts_anew_by_itself(tmp_path):
     fill(tmp_path, 1, 2)
     flip(largest(tmp_path / "1"))
@@ -284,7 +299,7 @@ def test_too_little_free_space_is_refused_before_writing(tmp_path, monkeypatch):
 
 # Random numbers, because Orbax compresses; the size of the state is the number of float32 values.
 FULL_DISK = """
-import resource, signal, sys
+import os, resource, signal, sys
 import jax
 from gantransfer.errors import UserError
 from gantransfer.training.checkpoint import Checkpoints
@@ -306,7 +321,7 @@ with Checkpoints(folder) as checkpoints:
         checkpoints.save(3, large, {})
     except UserError as error:
         print("refused:", error)
-    print("left:", checkpoints.steps, checkpoints.restore(small)[1])
+    print("left:", os.listdir(folder), checkpoints.restore(small)[1])
     checkpoints.save(4, small, {"step": 4})
     print("then:", checkpoints.restore(small)[1])
 """
@@ -327,7 +342,7 @@ def test_a_disk_that_runs_full_while_saving_is_one_line_and_the_checkpoint_befor
         f"refused: workdir: '{tmp_path}' is not accepted; allowed: a disk with at least 4 MB free"
     )
     assert lines[0].endswith("(checkpoint 2 could not be written, checkpoint 1 is still good)")
-    assert lines[1:] == ["left: [1] {'step': 1}", "then: {'step': 4}"]
+    assert lines[1:] == ["left: ['1'] {'step': 1}", "then: {'step': 4}"]
     assert "Traceback" not in done.stderr
 
 
@@ -387,3 +402,63 @@ def test_a_run_killed_at_any_moment_goes_on_from_a_complete_checkpoint(tmp_path)
     for _ in range(extra["n"]):
         expected = expected * np.uint32(1664525) + np.uint32(1013904223)
     np.testing.assert_array_equal(state["x"], expected)
+
+
+TWO_HOSTS = """
+import os, sys
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+index, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"localhost:{port}", 2, index)
+from gantransfer.training.checkpoint import Checkpoints
+
+mesh = jax.make_mesh((jax.device_count(),), ("data",))
+rows = NamedSharding(mesh, PartitionSpec("data"))
+make = jax.jit(lambda n: jnp.arange(4096.0).reshape(64, 64) + n, out_shardings=rows)
+with Checkpoints(folder) as checkpoints:
+    checkpoints.save_constant("frozen", {"w": make(7)})
+    for n in (1, 2**31 - 1):
+        checkpoints.save(n, {"x": make(n % 100)}, {"n": n})
+    checkpoints.wait()
+    state, extra = checkpoints.restore({"x": make(0)})
+    assert extra == {"n": 2**31 - 1} and state["x"].sharding == rows
+    np.testing.assert_array_equal(state["x"].addressable_data(0), make(47).addressable_data(0))
+    assert float(checkpoints.restore_constant("frozen", {"w": make(0)})["w"].addressable_data(0)[0, 1]) % 64 == 8
+    if index == 0:
+        files = (path for path in Path(folder, "2147483647").rglob("*") if path.is_file())
+        bad = max(files, key=lambda path: path.stat().st_size)
+        bad.write_bytes(bad.read_bytes()[:-1])
+    assert checkpoints.restore({"x": make(0)})[1] == {"n": 1}
+print("agreed", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_save_one_checkpoint_and_agree_on_which_to_use(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-c", TWO_HOSTS]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    processes = [
+        subprocess.Popen(
+            [*command, str(index), port, str(tmp_path / "run" / "checkpoints")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=CHECKOUT,
+            env=environment,
+        )
+        for index in range(2)
+    ]
+    try:
+        for process in processes:
+            output, errors = process.communicate(timeout=120)
+            assert output.endswith("agreed\n"), errors
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
