@@ -42,6 +42,7 @@ EXTRAS = {
         "pytest>=9.2",
         "pytest-xdist>=3.8",
         "ruff>=0.17.6",
+        "setuptools>=77",
     ],
 }
 EXTRAS["quickstart"] = EXTRAS["digits"] + EXTRAS["metrics"]

@@ -1,6 +1,7 @@
 """Fills the tables of the documentation from the code: `python docs/make_tables.py`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end of table -->` in any page; a test compares them with the code.
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->` in any page; a test compares it with the
+code.
 """
 
 import re

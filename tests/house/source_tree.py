@@ -15,7 +15,8 @@ def modules() -> dict[str, ast.Module]:
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(CHECKOUT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text("utf-8"), str(path))
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text("utf-8"), str(path))
     return found
 
 
@@ -28,8 +29,8 @@ def path_of(module: str) -> Path:
 def imports(module: str, *, top_level_only: bool = False) -> Iterator[tuple[int, str]]:
     """Yields (line, dotted name) for what a module imports, at any depth unless `top_level_only`.
 
-    `from a import b` is `a.b` where that is a module of the package, else `a`. What stands under `if TYPE_CHECKING` counts too:
-    a floor that must know the types of the one above it is still upside down.
+    `from a import b` is `a.b` where that is a module of the package, else `a`. What stands under `if TYPE_CHECKING`
+    counts too: a floor that must know the types of the one above it is still upside down.
     """
     tree = modules()[module]
     for node in _outside_functions(tree) if top_level_only else ast.walk(tree):

@@ -19,6 +19,9 @@ SCRIPTS = sorted(path for path in (CHECKOUT / "launch").rglob("*") if path.suffi
 NAMES = [str(path.relative_to(CHECKOUT)) for path in PAGES]
 
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
+SHELL = ("", "bash", "sh", "shell", "console")
+TEXT = {".py", ".md", ".txt", ".sh", ".toml", ".json", ".cff", ".yaml", ".sbatch", ".jinja", ".ipynb", ".csv", ".jsonl"}
+FOLDERS = ("gantransfer", "tests", "docs", "launch", "configs", "constraints", ".ci")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -35,7 +38,7 @@ def command_lines(text: str) -> list[str]:
 
 
 def all_command_lines() -> list[tuple[str, str]]:
-    found = [(path, text) for path in PAGES for language, text in blocks(path) if language in ("", "bash", "sh", "shell", "console")]
+    found = [(path, text) for path in PAGES for language, text in blocks(path) if language in SHELL]
     found += [(path, ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "") for path in RECIPES]
     found += [(path, path.read_text("utf-8")) for path in SCRIPTS]
     return [(str(path.relative_to(CHECKOUT)), line) for path, text in found for line in command_lines(text)]
@@ -76,7 +79,7 @@ def test_relative_links_lead_somewhere(path):
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
 def test_named_files_exist(path):
     """Paths in `backticks` that begin with a folder of the repository and have a suffix."""
-    named = re.findall(r"`((?:gantransfer|configs|launch|tests|docs|constraints)/[\w./-]+\.\w+)`", path.read_text("utf-8"))
+    named = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]+\.\w+)`", path.read_text("utf-8"))
     assert not [name for name in named if not (CHECKOUT / name).exists()]
 
 
@@ -124,9 +127,9 @@ def test_command_lines_are_accepted(place, line, capsys):
         assert not stop.code, capsys.readouterr().err
         return
     config = fields.defaults()
-    for name in ("mode", "kimg", "batch", "seed"):
-        if options.verb == "finetune" and getattr(options, name, None) is not None and "$" not in getattr(options, name):
-            settings[name] = getattr(options, name)
+    if options.verb == "finetune":
+        given = {name: getattr(options, name) for name in ("mode", "kimg", "batch", "seed")}
+        settings |= {name: value for name, value in given.items() if value is not None}
     for name, value in settings.items():
         if not name.startswith("model.") and "$" not in value:
             fields.set_field(config, name, value)
@@ -137,7 +140,8 @@ def test_command_lines_are_accepted(place, line, capsys):
 
 
 def test_command_lines_are_found_in_shell_blocks():
-    text = "pip install .\n$ gantransfer list sources  # all\nX=1 python -m gantransfer finetune \\\n    --kimg 5\n# gantransfer no\n"
+    text = "pip install .\n$ gantransfer list sources  # all\n# gantransfer no\n"
+    text += "X=1 python -m gantransfer finetune \\\n    --kimg 5\n"
     assert command_lines(text) == ["list sources  # all", "finetune --kimg 5"]
 
 
@@ -145,7 +149,7 @@ def test_command_lines_are_found_in_shell_blocks():
 
 
 def design_tree() -> list[str]:
-    """The paths of the first fenced block of docs/design.md that draws a tree; indentation of four spaces is one folder down."""
+    """The paths of the block of docs/design.md that draws a tree; four spaces are one folder down."""
     text = next(text for _, text in blocks(CHECKOUT / "docs/design.md") if text.startswith("gantransfer/"))
     folders: list[str] = []
     found = []
@@ -179,13 +183,6 @@ def test_the_design_names_every_hook():
 
 def test_no_file_names_a_place_on_somebodys_machine():
     place = re.compile(r"(?<![\w./~-])/(?:work|root|home|Users|opt|tmp/\w)/?\w*")
-    folders = [CHECKOUT / name for name in ("gantransfer", "tests", "docs", "launch", "configs", "constraints", ".ci")]
-    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in TEXT] + [
-        path for path in CHECKOUT.iterdir() if path.suffix in TEXT
-    ]
-    assert not [
-        f"{path.relative_to(CHECKOUT)}: {found[0]}" for path in files for found in place.finditer(path.read_text("utf-8"))
-    ]
-
-
-TEXT = {".py", ".md", ".txt", ".sh", ".toml", ".json", ".cff", ".yaml", ".yml", ".sbatch", ".jinja", ".ipynb", ".csv", ".jsonl"}
+    files = [path for folder in FOLDERS for path in (CHECKOUT / folder).rglob("*")] + list(CHECKOUT.iterdir())
+    texts = {path.relative_to(CHECKOUT): path.read_text("utf-8") for path in files if path.suffix in TEXT}
+    assert not [f"{path}: {found[0]}" for path, text in texts.items() for found in place.finditer(text)]

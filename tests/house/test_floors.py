@@ -3,9 +3,7 @@
 import ast
 import graphlib
 
-import pytest
-
-from tests.house.source_tree import imports, modules, path_of
+from tests.house.source_tree import CHECKOUT, imports, modules, path_of
 
 # From the top of the house to its bottom; a module belongs to the longest name that begins its own.
 FLOORS = (
@@ -21,7 +19,8 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 
 # These cost seconds to import, so they are imported where they are used.
 HEAVY = {
-    "av", "grain", "imageio", "matplotlib", "orbax", "pyarrow", "scipy", "sklearn", "tensorboardX", "tensorflow_datasets",
+    "av", "grain", "imageio", "matplotlib", "orbax", "pyarrow", "scipy", "sklearn", "tensorboardX",
+    "tensorflow_datasets",
 }  # fmt: skip
 FORBIDDEN = {"tensorflow", "torch", "torchvision", "tensorflow_hub"}
 
@@ -42,25 +41,30 @@ def test_every_module_has_a_floor_of_its_own():
     assert not homeless, f"say in FLOORS and in docs/design.md where these stand: {homeless}"
 
 
-@pytest.mark.parametrize("module", modules())
-def test_imports_go_downward(module):
-    upward = [
-        f"{path_of(module).name}:{line} imports {name}"
+def test_imports_go_downward():
+    assert not [
+        f"{path_of(module).relative_to(CHECKOUT)}:{line} imports {name}"
+        for module in modules()
         for line, name in inner_imports(module)
         if FLOOR_OF[room_of(name)] < FLOOR_OF[room_of(module)] and name != "gantransfer"
     ]
-    assert not upward
 
 
-@pytest.mark.parametrize("module", modules())
-def test_only_the_version_is_taken_from_the_roof(module):
+def test_only_the_version_is_taken_from_the_roof():
     """`import gantransfer` and `from gantransfer import name` would otherwise reach the whole house."""
-    for node in ast.walk(modules()[module]):
-        if isinstance(node, ast.ImportFrom) and node.module == "gantransfer":
-            for alias in node.names:
-                assert alias.name == "__version__" or f"gantransfer.{alias.name}" in modules(), f"line {node.lineno}"
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "gantransfer":
-            assert node.attr == "__version__", f"line {node.lineno}"
+    bad = []
+    for module, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module == "gantransfer":
+                taken = [alias.name for alias in node.names if f"gantransfer.{alias.name}" not in modules()]
+            elif (
+                isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "gantransfer"
+            ):
+                taken = [node.attr]
+            else:
+                continue
+            bad += [f"{module}:{node.lineno} {name}" for name in taken if name != "__version__"]
+    assert not bad
 
 
 def test_rooms_do_not_import_each_other_in_a_circle():
@@ -71,12 +75,16 @@ def test_rooms_do_not_import_each_other_in_a_circle():
     graphlib.TopologicalSorter(graph).prepare()
 
 
-@pytest.mark.parametrize("module", modules())
-def test_heavy_libraries_are_imported_inside_functions(module):
-    heavy = [(line, name) for line, name in imports(module, top_level_only=True) if name.split(".")[0] in HEAVY]
-    assert not heavy
+def test_heavy_libraries_are_imported_inside_functions():
+    assert not [
+        f"{module}:{line} {name}"
+        for module in modules()
+        for line, name in imports(module, top_level_only=True)
+        if name.split(".")[0] in HEAVY
+    ]
 
 
-@pytest.mark.parametrize("module", modules())
-def test_neither_tensorflow_nor_torch_is_imported_anywhere(module):
-    assert not [(line, name) for line, name in imports(module) if name.split(".")[0] in FORBIDDEN]
+def test_neither_tensorflow_nor_torch_is_imported_anywhere():
+    assert not [
+        f"{module}:{line}" for module in modules() for line, name in imports(module) if name.split(".")[0] in FORBIDDEN
+    ]

@@ -31,7 +31,9 @@ def python(code: str, *arguments: str) -> str:
 
 def loaded(code: str) -> list[str]:
     """Which of WEIGHTY are loaded after `code`."""
-    return json.loads(python(f"{code}\nimport json, sys\nprint(json.dumps([m for m in {WEIGHTY} if m in sys.modules]))"))
+    return json.loads(
+        python(f"{code}\nimport json, sys\nprint(json.dumps([m for m in {WEIGHTY} if m in sys.modules]))")
+    )
 
 
 def test_importing_the_package_imports_no_library():
