@@ -102,7 +102,7 @@ def facts(run: Run) -> dict[str, str]:
         "Run": run.name,
         "Source": source_name(run),
         "Mode": text_of(run.config.get("mode", "not said")),
-        "Data": data_name(run),
+        "Data": data_name(run) or "not said",
         "Seed": text_of(run.config.get("seed", "not said")),
         "kimg": kimg_text(run.kimg),
         "Training time": duration(run.seconds),

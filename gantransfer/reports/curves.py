@@ -23,16 +23,16 @@ DASHES = ("", "6 3", "2 3")
 MARKERS = ("circle", "square", "triangle", "diamond")
 
 STYLE = (
-    ".gt-chart{--gt-ink:#24292f;--gt-soft:#57606a;--gt-rule:#d8dee4;--gt-paper:#fff;width:100%;height:auto;"
+    ".gt-chart{--gt-ink:#24292f;--gt-soft:#57606a;--gt-rule:#d8dee4;width:100%;height:auto;"
     "font:12px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}"
     ".gt-chart text{fill:var(--gt-soft)}.gt-chart .t{fill:var(--gt-ink);font-size:14px;font-weight:600}"
     ".gt-chart .l{fill:var(--gt-ink)}.gt-chart .g{stroke:var(--gt-rule)}.gt-chart .z{stroke:var(--gt-soft)}"
     ".gt-chart .p:hover .m,.gt-chart .p:hover .h{stroke:var(--gt-ink);stroke-width:2}"
-    "@media(prefers-color-scheme:dark){.gt-chart{--gt-ink:#e6edf3;--gt-soft:#9aa4b0;--gt-rule:#343b44;--gt-paper:#161b22}}"
+    "@media(prefers-color-scheme:dark){.gt-chart{--gt-ink:#e6edf3;--gt-soft:#9aa4b0;--gt-rule:#343b44}}"
 )
 
 MOST_POINTS, MOST_MARKERS = 160, 32
-LEFT, RIGHT, BOTTOM = 58, 14, 44
+LEFT, RIGHT, BOTTOM = 64, 14, 44
 # Width of a letter at 12 pixels where nothing can be measured; a little more than system fonts need.
 LETTER = 6.6
 
@@ -48,9 +48,9 @@ class Axis(NamedTuple):
     log: bool
 
     def __call__(self, value: float) -> float:
-        """Where a value lies in the drawing, in pixels."""
+        """Where a value lies in the drawing, in pixels; what a logarithmic axis does not reach lies at its lower end."""
         low, high = (math.log10(self.low), math.log10(self.high)) if self.log else (self.low, self.high)
-        value = math.log10(value) if self.log else value
+        value = math.log10(max(value, self.low)) if self.log else value
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
@@ -81,16 +81,13 @@ def line_chart(
     """
     lines = {name: _sorted_points(name, points) for name, points in series.items()}
     left_out = sum(int((line[:, 1] <= 0).sum()) for line in lines.values()) if log_y else 0
-    if log_y:
-        lines = {name: np.where(line[:, 1:2] > 0, line, [np.nan]) for name, line in lines.items()}
-        lines = {name: _positive_band(line) for name, line in lines.items()}
-    drawn = {name: line[np.isfinite(line[:, 0])] for name, line in lines.items()}
+    drawn = {name: line[~(line[:, 1] <= 0)] if log_y else line for name, line in lines.items()}
 
     rows = _legend_rows(list(series), width - LEFT - RIGHT) if len(series) > 1 else []
     top = 34 + 18 * len(rows) + (4 if rows else 0)
     xs = np.concatenate([line[:, 0] for line in drawn.values()] or [np.empty(0)])
     ys = np.concatenate([line[:, 1:].ravel() for line in drawn.values()] or [np.empty(0)])
-    ys = ys[np.isfinite(ys)]
+    ys = ys[np.isfinite(ys) & ((ys > 0) | (not log_y))]
     parts = [
         f'<svg class="gt-chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">',
         f"<style>{STYLE}</style>",
@@ -165,12 +162,6 @@ def _sorted_points(name: str, points: Points) -> np.ndarray:
     table = np.array([(*point, *[math.nan] * (4 - len(point))) for point in points], np.float64).reshape(-1, 4)
     table = np.where(np.isinf(table), np.nan, table)
     return table[np.argsort(table[:, 0], kind="stable")]
-
-
-def _positive_band(line: np.ndarray) -> np.ndarray:
-    # The lower edge of a band may reach below zero; the line's own value is then the lowest that can be drawn.
-    low = np.where(line[:, 2] > 0, line[:, 2], np.where(np.isnan(line[:, 2]), np.nan, line[:, 1]))
-    return np.column_stack([line[:, 0], line[:, 1], low, line[:, 3]])
 
 
 def _nice_step(low: float, high: float, most: int) -> float:

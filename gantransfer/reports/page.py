@@ -73,11 +73,13 @@ def write_report(
 
 def headline(runs: Sequence[Run]) -> str:
     """What was finetuned on what; or how many runs are compared."""
+    targets = {data_name(run) for run in runs}
+    data = targets.pop() if len(targets) == 1 else ""
     if len(runs) > 1:
-        targets = list(dict.fromkeys(data_name(run) for run in runs))
-        return f"{len(runs)} runs on {targets[0]}" if len(targets) == 1 else f"{len(runs)} runs compared"
-    source, data = source_name(runs[0]), data_name(runs[0])
-    return f"{data}, trained from scratch" if source == "from scratch" else f"{source} finetuned on {data}"
+        return f"{len(runs)} runs on {data}" if data else f"{len(runs)} runs compared"
+    source = source_name(runs[0])
+    what = "Trained from scratch" if source == "from scratch" else f"{source} finetuned"
+    return f"{what} on {data}" if data else what
 
 
 def class_rows(run: Run, preview: DataPreview) -> list[ClassRow]:

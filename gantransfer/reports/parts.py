@@ -242,8 +242,8 @@ def source_name(run: Run) -> str:
 
 
 def data_name(run: Run) -> str:
-    """What was trained on, in a word."""
-    return str(run.data.get("name") or run.config.get("data.path") or "not said")
+    """What was trained on, in a word; empty where the run does not say."""
+    return str(run.data.get("name") or run.config.get("data.path") or "")
 
 
 def kimg_text(kimg: float) -> str:

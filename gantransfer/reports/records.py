@@ -102,8 +102,8 @@ def read_run(folder: Path, name: str) -> Run:
     if not (folder / "config.json").is_file():
         raise UserError("report.runs", str(folder), "a run's folder, which holds config.json")
     lines, cut_off = {}, []
-    for file in ("metrics", "timing", "evaluations"):
-        lines[file], whole = _read_lines(folder / f"{file}.jsonl")
+    for file, needed in (("metrics", ()), ("timing", ("seconds",)), ("evaluations", ("metrics",))):
+        lines[file], whole = _read_lines(folder / f"{file}.jsonl", ("images_seen", "kimg", *needed))
         if not whole:
             cut_off.append(f"{file}.jsonl")
     grids = {int(path.stem.removeprefix("fakes_")): path for path in _numbered(folder / "grids", r"fakes_\d+\.png")}
@@ -165,8 +165,8 @@ def _read_json(path: Path, missing: Any) -> Any:
     return content
 
 
-def _read_lines(path: Path) -> tuple[list[Record], bool]:
-    """The records of a JSON-lines file, and whether its last line is complete."""
+def _read_lines(path: Path, needed: Sequence[str]) -> tuple[list[Record], bool]:
+    """The records of a JSON-lines file, each with the keys that are needed, and whether its last line is complete."""
     if not path.is_file():
         return [], True
     *whole, rest = path.read_text("utf-8").split("\n")
@@ -174,9 +174,10 @@ def _read_lines(path: Path) -> tuple[list[Record], bool]:
     for number, line in enumerate(whole, 1):
         try:
             record = json.loads(line)
-            record["images_seen"], record["kimg"]
-        except (ValueError, KeyError, TypeError) as error:
-            allowed = "a JSON object with images_seen and kimg on each line"
+            if missing := [key for key in needed if key not in record]:
+                raise ValueError(f"no {', '.join(missing)}")
+        except (ValueError, TypeError) as error:
+            allowed = f"a JSON object on each line, with {', '.join(needed)} ({error})"
             raise UserError("report.runs", f"{path}:{number}", allowed) from error
         records.append(record)
     return records, not rest

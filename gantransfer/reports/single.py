@@ -98,7 +98,7 @@ def facts(run: Run) -> list[Fact]:
     source = source_name(run)
     if family := run.source.get("family"):
         source += f" ({family})"
-    data = data_name(run)
+    data = data_name(run) or "not said"
     if "images" in run.data:
         classes = len(run.data.get("classes", []))
         data += f": {run.data['images']:,} images, {classes} class{'' if classes == 1 else 'es'}"

@@ -71,6 +71,14 @@ def test_a_band_goes_from_low_to_high():
     assert "(1 to 4)" in tooltips(svg)[0]
 
 
+def test_on_a_log_axis_a_band_that_reaches_below_zero_goes_to_the_bottom():
+    svg = chart({"a": [(0, 5.0, -1.0, 9.0), (1, 5.0, 1.0, 9.0)]}, log_y=True)
+    (band,) = [path.get("d") for path in svg.iter("path") if path.get("opacity")]
+    bottom = max(float(line.get("y1")) for line in svg.iter("line") if line.get("x1") == line.get("x2"))
+    assert max(float(y) for y in re.findall(r"[\d.]+ ([\d.]+)", band)) == pytest.approx(bottom, abs=0.1)
+    assert len(hit_points(svg)) == 2
+
+
 @pytest.mark.parametrize(
     ("low", "high"), [(0, 1), (0.3, 9.7), (-3, 4), (0, 38.4), (1e-7, 3e-6), (0, 123456), (0.97, 0.99)]
 )

@@ -186,7 +186,7 @@ def test_a_run_that_has_just_begun_is_reported_in_sentences(make_run, tmp_path):
     assert "None of these runs has been evaluated yet" in both.text and "no curves" in both.text
 
 
-@pytest.mark.parametrize("broken", ["no folder", "no config", "config", "metrics", "twice", "none"])
+@pytest.mark.parametrize("broken", ["no folder", "no config", "config", "metrics", "evaluations", "twice", "none"])
 def test_what_is_no_run_is_refused_by_name(make_run, tmp_path, broken):
     folder = make_run("a")
     folders = [folder]
@@ -199,6 +199,8 @@ def test_what_is_no_run_is_refused_by_name(make_run, tmp_path, broken):
             (folder / "config.json").write_text("[1]")
         case "metrics":
             (folder / "metrics.jsonl").write_text('{"kimg": 1}\n')
+        case "evaluations":
+            (folder / "evaluations.jsonl").write_text('{"kimg": 1, "images_seen": 1000}\n')
         case "twice":
             folders = [folder, folder]
         case "none":
@@ -287,6 +289,22 @@ def test_numbers_by_different_protocols_are_not_ranked_and_the_difference_is_nam
     (warning,) = [text for attrs, text in page.all("p") if attrs.get("class") == "warning"]
     assert "samples (500 / 900)" in warning and "features" not in warning
     assert not page.all("strong")
+
+
+@pytest.mark.parametrize(
+    ("source", "data", "headline"),
+    [
+        ("glyphs", "cats", "glyphs finetuned on cats"),
+        (None, "cats", "Trained from scratch on cats"),
+        ("glyphs", None, "glyphs finetuned"),
+    ],
+)
+def test_the_headline_says_what_was_finetuned_on_what(make_run, tmp_path, source, data, headline):
+    folder = make_run("a")
+    edit(folder / "config.json", lambda config: config.update(source=source, data={"path": data}))
+    (folder / "source.json").unlink()
+    (folder / "data.json").unlink()
+    assert report([folder], tmp_path).all("h1")[0][1] == headline
 
 
 def test_runs_of_the_same_name_are_told_apart_by_their_folders(make_run, tmp_path):
