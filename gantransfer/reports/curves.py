@@ -48,7 +48,7 @@ class Axis(NamedTuple):
     log: bool
 
     def __call__(self, value: float) -> float:
-        """Where a value lies in the drawing, in pixels; what a logarithmic axis does not reach lies at its lower end."""
+        """Where a value lies in the drawing, in pixels; what a log axis does not reach lies at its lower end."""
         low, high = (math.log10(self.low), math.log10(self.high)) if self.log else (self.low, self.high)
         value = math.log10(max(value, self.low)) if self.log else value
         return self.start + (value - low) / (high - low) * (self.end - self.start)
