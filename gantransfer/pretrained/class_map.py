@@ -12,6 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array
@@ -88,8 +89,7 @@ def resolve(
 
     def of(name: str, sources: Sequence[int], weights: Sequence[float] | None = None, score: float | None = None):
         shares = [1 / len(sources) for _ in sources] if weights is None else weights
-        chosen = tuple(int(c) for c in sources)
-        return MappedClass(name, chosen, tuple(names[c] for c in chosen), tuple(map(float, shares)), score)
+        return MappedClass(name, tuple(sources), tuple(names[c] for c in sources), tuple(shares), score)
 
     if policy == "mean":
         return tuple(of(name, range(n)) for name in class_names)
@@ -97,13 +97,13 @@ def resolve(
         return tuple(of(name, ()) for name in class_names)
     if policy == "random":
         draw = np.random.default_rng([seed, zlib.crc32(FIELD.encode())])
-        rows = draw.choice(n, len(class_names), replace=len(class_names) > n)
+        rows = draw.choice(n, len(class_names), replace=len(class_names) > n).tolist()
         return tuple(of(name, (row,)) for name, row in zip(class_names, rows, strict=True))
     if policy in ("list", "copy"):
         return tuple(of(name, sources) for name, sources in _listed(source, class_names, policy, class_map))
     scores = _scores(source, class_names, policy, images, labels)
     if policy == "from_images_weighted":
-        return tuple(of(name, range(n), row, row.max()) for name, row in zip(class_names, scores, strict=True))
+        return tuple(of(name, range(n), row.tolist(), row.max()) for name, row in zip(class_names, scores, strict=True))
     best = [int(np.flatnonzero(row >= row.max() - 1e-6 * np.ptp(row))[0]) for row in scores]
     return tuple(of(name, (c,), score=float(row[c])) for name, row, c in zip(class_names, scores, best, strict=True))
 
@@ -189,13 +189,13 @@ def _projection_rows(source: Source, policy: str) -> np.ndarray:
 
 @partial(jax.jit, static_argnums=0)
 def _pooled(discriminator: nn.Module, variables: Variables, x: Array) -> Array:
-    labels = np.zeros(len(x), np.int32)
+    labels = jnp.zeros(len(x), jnp.int32)
     return discriminator.apply(variables, x, labels, want=("pooled",)).stages["pooled"]
 
 
 @partial(jax.jit, static_argnums=0)
 def _probabilities(discriminator: nn.Module, variables: Variables, x: Array) -> Array:
-    labels = np.zeros(len(x), np.int32)
+    labels = jnp.zeros(len(x), jnp.int32)
     return jax.nn.softmax(discriminator.apply(variables, x, labels).classes)
 
 

@@ -315,6 +315,11 @@ def initial_variables(networks: Networks, seed: int) -> tuple[Variables, Variabl
     return _compiled_initial(*_initial_arguments(networks), jax.random.key(seed))
 
 
+def initial_leaves(networks: Networks, seed: int, paths: Sequence[str]) -> dict[str, Array]:
+    """Returns some leaves of `initial_variables` by path (`generator/params/...`), without computing the others."""
+    return _compiled_leaves(*_initial_arguments(networks), tuple(paths), jax.random.key(seed))
+
+
 def variable_shapes(networks: Networks) -> tuple[Variables, Variables]:
     """Returns shapes and dtypes of both networks' variables, without computing them."""
     return jax.eval_shape(partial(_initial, *_initial_arguments(networks)), jax.random.key(0))
@@ -437,6 +442,19 @@ def _initial(
 
 # One program for both networks: made eagerly, their many small operations would be compiled one by one. It runs once,
 # so optimising it does not pay: without, that of a 16 px pair compiles in 6 s of a CPU core instead of 35.
-_compiled_initial = jax.jit(
-    _initial, static_argnums=(0, 1, 2, 3), compiler_options={"xla_backend_optimization_level": 0}
-)
+_UNOPTIMISED = {"xla_backend_optimization_level": 0}
+_compiled_initial = jax.jit(_initial, static_argnums=(0, 1, 2, 3), compiler_options=_UNOPTIMISED)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), compiler_options=_UNOPTIMISED)
+def _compiled_leaves(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    shape: tuple[int, int, int],
+    z_dim: int,
+    paths: tuple[str, ...],
+    key: Array,
+) -> dict[str, Array]:
+    g, d = _initial(generator, discriminator, shape, z_dim, key)
+    flat = flatten_dict({"generator": g, "discriminator": d}, sep="/")
+    return {path: flat[path] for path in paths}

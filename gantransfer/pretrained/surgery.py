@@ -33,7 +33,15 @@ from gantransfer.pretrained.class_map import (
     resolve,
     used_sigma,
 )
-from gantransfer.pretrained.source import Source, Variables, build_networks, initial_variables, latents, with_info
+from gantransfer.pretrained.source import (
+    Source,
+    Variables,
+    build_networks,
+    initial_leaves,
+    latents,
+    variable_shapes,
+    with_info,
+)
 
 __all__ = [
     "POLICIES",
@@ -147,15 +155,17 @@ def change_classes(
         )
     networks, options = build_networks(source.info.family, dict(source.info.options) | {"num_classes": 1}, class_names)
     classes = resolve(source, class_names, policy, class_map, images, labels, seed)
-    random = (None, None) if all(mapped.sources for mapped in classes) else initial_variables(networks, seed)
-    plan_g = _Plan("generator", networks, classes, random[0], float(noise), seed, False)
+    random = None
+    if not all(mapped.sources for mapped in classes):
+        random = initial_leaves(networks, seed, _row_paths(networks))
+    plan_g = _Plan("generator", networks, classes, random, float(noise), seed, False)
     ema, leaves, _ = _transplant(plan_g, source.ema)
     generator = ema if source.generator is source.ema else _transplant(plan_g, source.generator)[0]
     discriminator, sigmas = None, {}
     if source.discriminator is not None:
         # Rows that are all fresh have no former scale to keep.
         compensate = d_embed_scale == "compensate" and any(mapped.sources for mapped in classes)
-        plan_d = _Plan("discriminator", networks, classes, random[1], 0.0, seed, compensate)
+        plan_d = _Plan("discriminator", networks, classes, random, 0.0, seed, compensate)
         discriminator, more, sigmas = _transplant(plan_d, source.discriminator)
         leaves |= more
     scale = None if discriminator is None else flatten_dict(dict(discriminator), sep="/").get(SCALE)
@@ -179,9 +189,11 @@ def with_fresh_discriminator(source: Source, seed: int) -> tuple[Source, Surgery
     The generator is the source's, untouched. Until such a discriminator has learned something, the generator should
     not follow it.
     """
-    _, discriminator = initial_variables(source.networks, seed)
+    _, shapes = variable_shapes(source.networks)
+    paths = [f"discriminator/{path}" for path in flatten_dict(dict(shapes), sep="/")]
+    discriminator = unflatten_dict(initial_leaves(source.networks, seed, paths), sep="/")["discriminator"]
     leaves: dict[str, Status] = {f"generator/{path}": "kept" for path in flatten_dict(dict(source.ema), sep="/")}
-    leaves |= {f"discriminator/{path}": "fresh" for path in flatten_dict(dict(discriminator), sep="/")}
+    leaves |= dict.fromkeys(paths, "fresh")
     target = dataclasses.replace(source, discriminator=discriminator)
     laws = ("generator: equal to the source's, bitwise", "discriminator: random")
     return with_info(target, has_discriminator=True), SurgeryReport("fresh discriminator", leaves, step0=laws)
@@ -216,16 +228,19 @@ def step0_difference(source: Source, target: Source, report: SurgeryReport) -> d
 
 
 class _Plan(NamedTuple):
-    """How one network's class rows are replaced; `random` holds fresh variables of the target where some row needs
-    them."""
+    """How one network's class rows are replaced; `random` holds fresh rows by path, where a class needs one."""
 
     role: Role
     networks: Networks
     classes: tuple[MappedClass, ...]
-    random: Variables | None
+    random: Mapping[str, Array] | None
     noise: float
     seed: int
     compensate: bool
+
+
+def _row_paths(networks: Networks) -> list[str]:
+    return [f"{role}/params/{rows.path}" for role in ROLES for rows in networks.class_rows[role]]
 
 
 def _transplant(
@@ -233,7 +248,7 @@ def _transplant(
 ) -> tuple[Variables, dict[str, Status], dict[str, tuple[float, float]]]:
     """Replaces one network's class rows; returns its variables, the fate of each leaf, and singular values."""
     flat = flatten_dict(dict(variables), sep="/")
-    random = None if plan.random is None else flatten_dict(dict(plan.random), sep="/")
+    random = None if plan.random is None else {path.removeprefix(f"{plan.role}/"): v for path, v in plan.random.items()}
     changed: dict[str, np.ndarray] = {}
     fates: dict[str, Status] = dict.fromkeys(flat, "kept")
     sigmas = {}
