@@ -76,6 +76,11 @@ class Run:
         return _lines(self.path / "metrics.jsonl")
 
     @property
+    def partition(self) -> list[dict[str, Any]]:
+        """One record per leaf: role, path, group, whether it trains and why, parameters."""
+        return json.loads((self.path / "partition.json").read_text("utf-8"))
+
+    @property
     def evaluations(self) -> list[dict[str, Any]]:
         """One record per evaluation."""
         return _lines(self.path / "evaluations.jsonl")

@@ -248,9 +248,9 @@ def train(task: Task, folder: RunFolder) -> None:
       UserError: the disk is full; the newest complete checkpoint is good.
     """
     config = task.config
-    folder.log(task.images.class_table())
+    folder.say(task.images.class_table())
     trained = {role: task.partition.count(role, True) for role in ("generator", "discriminator")}
-    folder.log(f"mode {config.mode}: {trained['generator']:,} numbers of G and {trained['discriminator']:,} of D train")
+    folder.say(f"mode {config.mode}: {trained['generator']:,} numbers of G and {trained['discriminator']:,} of D train")
     better_high = config.evaluate.best in ("class_accuracy", "precision", "recall", "density", "coverage")
     best = config.evaluate.best if config.evaluate.features else None
     checkpoints = Checkpoints(folder.path / "checkpoints", keep=config.run.keep, best_metric=best, lower_is_better=not better_high)
