@@ -21,12 +21,11 @@ COLUMNS = ("class_accuracy", "frechet_distance", "precision", "recall", "coverag
 
 def log_table(run: Path) -> str:
     """The run's evaluations as Markdown."""
-    seconds = {line["images_seen"]: line["seconds"] for line in map(json.loads, (run / "timing.jsonl").open())}
-    lines = ["| kimg | training seconds | " + " | ".join(name.replace("_", " ") for name in COLUMNS) + " |"]
-    lines.append("| --- " * (len(COLUMNS) + 2) + "|")
+    lines = ["| kimg | " + " | ".join(name.replace("_", " ") for name in COLUMNS) + " |"]
+    lines.append("| --- " * (len(COLUMNS) + 1) + "|")
     for record in map(json.loads, (run / "evaluations.jsonl").open()):
         numbers = " | ".join(f"{record['metrics'][name]:.3f}" for name in COLUMNS)
-        lines.append(f"| {record['kimg']:g} | {seconds.get(record['images_seen'], 0):.0f} | {numbers} |")
+        lines.append(f"| {record['kimg']:g} | {numbers} |")
     return "\n".join(lines)
 
 
