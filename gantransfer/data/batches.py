@@ -51,8 +51,12 @@ def device_images(image_set: ImageSet) -> DeviceImages:
 
 
 def to_float(images: UInt8[Array, "n h w c"] | UInt8[np.ndarray, "n h w c"]) -> Float[Array, "n h w c"]:
-    """Maps uint8 pixels to float32 in [-1, 1]: x / 127.5 - 1."""
-    return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1.0
+    """Maps uint8 pixels to float32 in [-1, 1]: x / 127.5 - 1, rounded once.
+
+    The literal expression depends on how it is compiled (as a reciprocal, as a fused multiply-add) and gives white as
+    1.0000001 under jit; 2 x - 255 is exact, so that every compiler gives the same bits and white is 1.
+    """
+    return (2.0 * jnp.asarray(images).astype(jnp.float32) - 255.0) * np.float32(1 / 255)
 
 
 def gather(

@@ -48,6 +48,9 @@ def key_of(seed: Any, stream: int, number: Any, *, xp: Any) -> Any:
 
 def permute(key: Any, x: Any, length: int, *, xp: Any) -> Any:
     """Sends each x in [0, length) to its place in the permutation of its key; uint32 arrays that broadcast together."""
+    if length == 1:
+        # XLA's CPU compiler (jax 0.10 to 0.12) fails on the rounds below when it can tell that all of them give 0.
+        return xp.zeros_like(x)
     n = _U(length)
     for number in range(ROUNDS):
         word = mix(key + _U(_GOLDEN * (number + 1) % 2**32))

@@ -1,4 +1,4 @@
-"""The order of a run: every image once an epoch, like chance between epochs and seeds, and the same in numpy and jit."""
+"""The order of a run: every image once an epoch, chance between epochs and seeds, the same in numpy and jit."""
 
 import itertools
 import math

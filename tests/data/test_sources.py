@@ -35,7 +35,7 @@ SHARED = {
 @pytest.mark.parametrize("name", SHARED)
 def test_shared_sets_open_as_they_stand(shared, name):
     count, counts, classes, resolution, channels = SHARED[name]
-    # Headers only: checking every pixel of 20,000 images is a matter of seconds, and of half a minute under type checks.
+    # Headers only: checking every pixel of 20,000 images takes seconds, and half a minute under type checks.
     images = open_images(str(shared / "data" / f"{name}.zip"), check="headers")
     assert (len(images), len(images.class_names), images.resolution, images.channels) == (
         count,
