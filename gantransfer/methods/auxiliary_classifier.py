@@ -42,7 +42,9 @@ class AuxiliaryClassifier(Method):
         if not networks.has_class_head:
             raise UserError("methods", self.name, "networks whose discriminator has a class head")
 
-    def loss(self, play: Play, state: MethodState) -> tuple[Scalar, Terms]:
+    def loss(self, play: Play, state: MethodState) -> tuple[Scalar, Terms] | None:
+        if (self.weight_g if play.role == "generator" else self.weight_d) == 0.0:
+            return None
         if play.real is None:
             entropy, accuracy = _measure(play.fake)
             return self.weight_g * entropy, {"fake_cross_entropy": entropy, "fake_accuracy": accuracy}

@@ -199,6 +199,8 @@ def register(name: str) -> Callable[[type[Method]], type[Method]]:
     def add(method: type[Method]) -> type[Method]:
         if name in REGISTRY:
             raise ValueError(f"method name {name!r} is taken by {REGISTRY[name].__module__}")
+        if "update" in method.hooks() and "start" not in method.hooks():
+            raise ValueError(f"method {name!r} has an update without a start, which makes what an update moves")
         method.name = name
         REGISTRY[name] = method
         return method

@@ -38,7 +38,7 @@ class R1(Method):
         self.limit("gamma", 0.0)
 
     def loss(self, play: Play, state: MethodState) -> tuple[Scalar, Terms] | None:
-        if play.real is None:
+        if play.real is None or self.gamma == 0.0:
             return None
         real, judge = play.real, play.players.D
 

@@ -42,7 +42,7 @@ def stored(shared):
 
 @pytest.fixture(scope="session")
 def look():
-    """Returns `look(line, images, keys=None)`: the images after a method's view, one program for each line and shape."""
+    """Returns `look(line, images, keys=None)`: the images after a method's view."""
 
     @partial(jax.jit, static_argnums=0)
     def view(line, images, keys):

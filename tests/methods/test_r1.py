@@ -28,8 +28,10 @@ def test_value_is_half_gamma_times_the_squared_slope_at_the_reals_and_their_labe
     np.testing.assert_allclose(logged["penalty"], expected, rtol=1e-5)
 
 
-def test_generator_pays_nothing(make_play):
+def test_generator_pays_nothing_and_nobody_pays_for_no_strength(make_play):
     assert parse_method("r1").loss(make_play("generator", linear, IMAGES, LABELS), MethodState()) is None
+    off = parse_method("r1(gamma=0.0)")
+    assert off.loss(make_play("discriminator", linear, IMAGES, LABELS), MethodState()) is None
 
 
 def test_raw_slope_goes_through_the_views_and_the_augmented_one_does_not(make_play):
