@@ -1,9 +1,10 @@
-"""The source `glyphs`: 37 letters rendered from matplotlib's fonts, a class-conditional BigGAN of 80 k parameters at 16 px.
+"""The source `glyphs`: 37 letters from matplotlib's fonts, a class-conditional BigGAN of 80 k parameters at 16 px.
 
     gantransfer finetune --config configs/pretrain_glyphs.py --workdir runs/glyphs
 
-Logistic loss with R1, no spectral norm, a class head on the discriminator: at this size the four together are what makes letters
-come early and keep their variety. What the run reached, and the log of its class agreement, is in docs/results/glyphs.md.
+Logistic loss with R1, no spectral norm, a class head on the discriminator: at this size the four together are what
+makes letters come early and keep their variety. What the run reached, and the log of its class agreement, is in
+docs/results/glyphs.md.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,9 @@
     bash launch/quickstart.sh                                          all three, one table, one page
     gantransfer finetune --config configs/quickstart.py --workdir runs/digits --mode class_embedding_only
 
-Ten new classes; their rows are the letters' rows that the source's discriminator sees in the ten digits. 600 steps of 64 images,
-about a minute of one CPU core for each way. How the settings were chosen, and what they reach on other seeds, is in docs/results/quickstart.md.
+Ten new classes; their rows are the letters' rows that the source's discriminator sees in the ten digits. 600 steps of
+64 images, about a minute of one CPU core for each way. How the settings were chosen, and what they reach on other
+seeds, is in docs/results/quickstart.md.
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +34,8 @@ def get_config() -> ConfigDict:
         "r1(gamma=2.0)",
         "auxiliary_classifier(weight_d=1.0, weight_g=0.05)",
         # One pixel each way: more leaks off-centre digits into the samples.
-        'differentiable_augment(policy="translation,brightness,contrast", translation_ratio=0.0625, brightness=0.5, fill="minimum")',
+        'differentiable_augment(policy="translation,brightness,contrast", translation_ratio=0.0625, brightness=0.5, '
+        'fill="minimum")',
     )
     config.optimizer.lr_g = 1e-3
     config.optimizer.lr_d = 1e-3

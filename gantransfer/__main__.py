@@ -1,7 +1,7 @@
-"""The verbs of the command line: parsing and exit codes only; each verb is a thin call of one function of `gantransfer.api`.
+"""The verbs of the command line: parsing and exit codes; each verb is one function of `gantransfer.api`.
 
-Exit codes: 0 done, 1 a fault of ours (with its traceback) or a training that diverged, 2 the user's mistake (one line), 75 stopped by a signal with
-everything saved (run the same command again to go on).
+Exit codes: 0 done, 1 a fault of ours (with its traceback) or a training that diverged, 2 the user's mistake (one line),
+75 stopped by a signal with everything saved (run the same command again to go on).
 """
 
 import argparse
@@ -41,8 +41,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gantransfer {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
 
-    finetune = verbs.add_parser("finetune", help="finetune a source on images (the same command again resumes)", allow_abbrev=False)
-    finetune.add_argument("--config", metavar="FILE.py", help="a file with get_config(); fields are set by --config.FIELD=VALUE")
+    finetune = verbs.add_parser(
+        "finetune", help="finetune a source on images (the same command again resumes)", allow_abbrev=False
+    )
+    finetune.add_argument(
+        "--config", metavar="FILE.py", help="a file with get_config(); fields are set by --config.FIELD=VALUE"
+    )
     for flag, kind, text in (
         ("source", str, "catalogue name, run, snapshot or source folder; without it: from scratch"),
         ("data", str, "folder, zip, tfds:NAME[:split], digits or glyphs"),
@@ -53,16 +57,22 @@ def build_parser() -> argparse.ArgumentParser:
         ("seed", str, "seed of everything random"),
     ):
         finetune.add_argument(f"--{flag}", type=kind, metavar=flag.upper(), help=text)
-    finetune.add_argument("--dry_run", action="store_true", help="print config, partition, parameters and memory, and stop")
+    finetune.add_argument(
+        "--dry_run", action="store_true", help="print config, partition, parameters and memory, and stop"
+    )
 
     sample = verbs.add_parser("sample", help="generate images", allow_abbrev=False)
     sample.add_argument("--source", required=True, help="catalogue name, run, snapshot or source folder")
-    sample.add_argument("--output", required=True, help="a .png grid, a folder for single images, or .gif/.mp4 with --interpolate")
+    sample.add_argument(
+        "--output", required=True, help="a .png grid, a folder for single images, or .gif/.mp4 with --interpolate"
+    )
     sample.add_argument("--seeds", default="0-15", help="such as 0-15,40: one image per seed and class")
     sample.add_argument("--classes", default=None, help="names or indices, comma-separated; without it: all")
     sample.add_argument("--truncation", type=float, default=1.0, help="above 0, up to 1")
     sample.add_argument("--columns", type=int, default=None, help="images in a row of the grid")
-    sample.add_argument("--interpolate", type=int, default=None, metavar="FRAMES", help="walk through the seeds and classes instead")
+    sample.add_argument(
+        "--interpolate", type=int, default=None, metavar="FRAMES", help="walk through the seeds and classes instead"
+    )
 
     evaluate = verbs.add_parser("evaluate", help="measure generated images against real ones", allow_abbrev=False)
     evaluate.add_argument("--source", required=True, help="catalogue name, run, snapshot or source folder")
@@ -84,7 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes `--config.FIELD=VALUE` and `--config.FIELD VALUE` out of a command line; returns the rest and the fields."""
+    """Takes `--config.FIELD=VALUE` and `--config.FIELD VALUE` out of a command line; returns the rest and the
+    fields.
+    """
     rest: list[str] = []
     fields: dict[str, str] = {}
     queue = list(arguments)

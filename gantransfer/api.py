@@ -1,10 +1,10 @@
 """What notebooks import: each verb of the command line is one of these functions.
 
-    source = gantransfer.load("glyphs")
-    run = gantransfer.finetune(source, data="flowers.zip", mode="class_embedding_only", kimg=50, workdir="runs/flowers")
-    images = run.source.sample(16)
-    gantransfer.evaluate(run, data="flowers.zip", features="digits_cnn")
-    gantransfer.report([run])
+source = gantransfer.load("glyphs")
+run = gantransfer.finetune(source, data="flowers.zip", mode="class_embedding_only", kimg=50, workdir="runs/flowers")
+images = run.source.sample(16)
+gantransfer.evaluate(run, data="flowers.zip", features="digits_cnn")
+gantransfer.report([run])
 """
 
 import json
@@ -57,7 +57,10 @@ class Run:
     @property
     def snapshot(self) -> Path | None:
         """The newest snapshot's folder."""
-        found = sorted((path for path in (self.path / "snapshots").glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
+        found = sorted(
+            (path for path in (self.path / "snapshots").glob("*") if path.name.isdigit()),
+            key=lambda path: int(path.name),
+        )
         return found[-1] if found else None
 
     @property
@@ -97,8 +100,11 @@ def _say(line: str) -> None:
 # --------------------------------------------------------------------------------------------------------------- config
 
 
-def read_config(config: str | Path | ml_collections.ConfigDict | None, settings: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Returns a checked config: defaults, then a file's `get_config()` (or a ConfigDict), then single settings by dotted name.
+def read_config(
+    config: str | Path | ml_collections.ConfigDict | None, settings: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """Returns a checked config: defaults, then a file's `get_config()` (or a ConfigDict), then single settings by
+    dotted name.
 
     Raises:
       UserError: a file that is missing or has no `get_config`, a misspelt field, a value out of range.
@@ -143,7 +149,8 @@ def finetune(
     """Finetunes a source on images; called again with the same arguments, it goes on where the run stopped.
 
     Args:
-      source: catalogue name, run, snapshot, source folder, or a loaded `Source`; None trains from scratch (or takes the config's).
+      source: catalogue name, run, snapshot, source folder, or a loaded `Source`; None trains from scratch (or takes the
+        config's).
       data: folder, zip, `tfds:NAME[:split]`, `digits` or `glyphs`.
       mode: what is transferred and trained; `gantransfer list modes`.
       kimg: length, in thousands of real images shown to the discriminator.
@@ -217,13 +224,16 @@ def _source_name(source: str | Path | Run | Source) -> str:
 
 
 def use_compile_cache(config: ml_collections.ConfigDict) -> None:
-    """Switches JAX's persistent cache of compiled programs on, where the config names a folder and nobody has set one."""
+    """Switches JAX's persistent cache of compiled programs on, where the config names a folder and nobody has set
+    one.
+    """
     if config.run.compile_cache and not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.run.compile_cache))
 
 
 def open_data(config: ml_collections.ConfigDict, source: Source | None) -> ImageSet:
-    """Opens the target's images at the source's resolution and channels, and draws the few-shot subset that is asked for.
+    """Opens the target's images at the source's resolution and channels, and draws the few-shot subset that is asked
+    for.
 
     Raises:
       UserError: a resolution or number of channels that contradicts the source's.
@@ -246,14 +256,21 @@ def open_data(config: ml_collections.ConfigDict, source: Source | None) -> Image
     if config.data.images is None and config.data.per_class is None and config.data.files is None:
         return images
     seed = config.seed if config.data.draw_seed is None else config.data.draw_seed
-    return choose(images, images=config.data.images, per_class=config.data.per_class, files=config.data.files, seed=seed)
+    return choose(
+        images, images=config.data.images, per_class=config.data.per_class, files=config.data.files, seed=seed
+    )
 
 
 def scratch(config: ml_collections.ConfigDict, images: ImageSet) -> Source:
     """Fresh networks for the images, with the architecture options under `model`."""
     options = dict(config.model)
     family = options.pop("family", "biggan")
-    return fresh(family, {"resolution": images.resolution, "channels": images.channels} | options, images.class_names, config.seed)
+    return fresh(
+        family,
+        {"resolution": images.resolution, "channels": images.channels} | options,
+        images.class_names,
+        config.seed,
+    )
 
 
 def adapt(config: ml_collections.ConfigDict, source: Source, images: ImageSet, log: Any) -> Source:
@@ -264,9 +281,13 @@ def adapt(config: ml_collections.ConfigDict, source: Source, images: ImageSet, l
     """
     for name, value in dict(config.model).items():
         if name != "family" and dict(source.info.options).get(name) != value:
-            raise UserError(f"model.{name}", value, f"nothing beside a source; {source.info.name} has its own architecture")
+            raise UserError(
+                f"model.{name}", value, f"nothing beside a source; {source.info.name} has its own architecture"
+            )
     mode = get_mode(config.mode, tuple(config.transfer.train_g), tuple(config.transfer.train_d))
-    transferred = [start or own for start, own in ((config.transfer.init_g, mode.init_g), (config.transfer.init_d, mode.init_d))]
+    transferred = [
+        start or own for start, own in ((config.transfer.init_g, mode.init_g), (config.transfer.init_d, mode.init_d))
+    ]
     if "source" not in transferred:
         log(f"nothing of {source.info.name} but its architecture is used")
         return fresh(source.info.family, source.info.options, images.class_names, config.seed)
@@ -290,7 +311,9 @@ def adapt(config: ml_collections.ConfigDict, source: Source, images: ImageSet, l
 def dry_run(
     *, config: str | Path | ml_collections.ConfigDict | None = None, settings: Mapping[str, Any] | None = None
 ) -> str:
-    """Returns what a run would do, without touching its folder: config, data, partition, parameters, memory and flops of the step."""
+    """Returns what a run would do, without touching its folder: config, data, partition, parameters, memory and flops
+    of the step.
+    """
     from gantransfer.training.plan import describe_task
 
     resolved = read_config(config, settings or {})
@@ -318,13 +341,14 @@ def sample(
 
     Args:
       source: what `load` takes, or a run or source.
-      output: a `.png` for a grid (one row per class, one column per seed), a folder for single images named by class and seed;
-        with `interpolate` a `.png` strip, `.gif` or `.mp4`.
+      output: a `.png` for a grid (one row per class, one column per seed), a folder for single images named by class
+        and seed; with `interpolate` a `.png` strip, `.gif` or `.mp4`.
       seeds: such as `"0-15,40"`; the image of a seed and class is the same in every call.
       classes: names or indices; None: all.
       truncation: above 0, up to 1.
       columns: images in a row of the grid; None: one per seed.
-      interpolate: frames of a walk through the seeds, and through the classes where there are several, instead of single images.
+      interpolate: frames of a walk through the seeds, and through the classes where there are several, instead of
+        single images.
 
     Returns:
       The files written.
@@ -336,7 +360,9 @@ def sample(
 
     source = source.source if isinstance(source, Run) else source if isinstance(source, Source) else load(str(source))
     numbers = parse_seeds(seeds)
-    rows = [int(i) for i in source.class_indices(classes)] if classes is not None else list(range(source.info.num_classes))
+    rows = (
+        [int(i) for i in source.class_indices(classes)] if classes is not None else list(range(source.info.num_classes))
+    )
     output = Path(output)
     z = np.concatenate([latents(1, source.networks.z_dim, seed, cut=truncation < 1) for seed in numbers])
     if interpolate is not None:
@@ -354,7 +380,9 @@ def sample(
     for k, picture in enumerate(pictures):
         row, seed = rows[k // len(numbers)], numbers[k % len(numbers)]
         written.append(output / f"class{row:04d}_seed{seed:06d}.png")
-        grids.write_whole(written[-1], grids.png_bytes(Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)))
+        grids.write_whole(
+            written[-1], grids.png_bytes(Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture))
+        )
     return written
 
 
@@ -428,19 +456,33 @@ def evaluate(
 
     source = source.source if isinstance(source, Run) else source if isinstance(source, Source) else load(str(source))
     info = source.info
-    images = data if isinstance(data, ImageSet) else open_images(str(data), resolution=info.resolution, channels=info.channels)
+    images = (
+        data
+        if isinstance(data, ImageSet)
+        else open_images(str(data), resolution=info.resolution, channels=info.channels)
+    )
     if len(images.class_names) != info.num_classes:
         raise UserError("data", images.name, f"a set with the {info.num_classes} classes of {info.name}")
     labels = np.arange(num_images, dtype=np.int32) % info.num_classes
     fakes = source.sample(num_images, seed=seed, truncation=truncation)
     real, real_labels = images.arrays()
     record = evaluate_images(
-        fakes, labels, real, real_labels, train_images, networks.load(features), seed=seed, truncation=truncation, reference=images.name
+        fakes,
+        labels,
+        real,
+        real_labels,
+        train_images,
+        networks.load(features),
+        seed=seed,
+        truncation=truncation,
+        reference=images.name,
     )
     return [record]
 
 
-def report(runs: Sequence[str | Path | Run] | str | Path | Run, output: str | Path | None = None, *, title: str | None = None) -> Path:
+def report(
+    runs: Sequence[str | Path | Run] | str | Path | Run, output: str | Path | None = None, *, title: str | None = None
+) -> Path:
     """Writes one self-contained HTML page about a run, or about several side by side; returns its path."""
     from gantransfer.reports.page import write_report
 
@@ -467,7 +509,7 @@ def listing(what: str, pattern: str = "*") -> str:
     elif what == "features":
         lines = {name: f"{name}: {about}" for name, about in networks.available().items()}
     else:
-        lines = {name: f"{name} = {field.default!r}: {field.help} ({field.allowed})" for name, field in fields.FIELDS.items()}
+        lines = {
+            name: f"{name} = {field.default!r}: {field.help} ({field.allowed})" for name, field in fields.FIELDS.items()
+        }
     return "\n".join(line for name, line in sorted(lines.items()) if fnmatchcase(name, pattern))
-
-

@@ -1,7 +1,8 @@
 """The one table of fields: default, type, range and a line of help for everything that a run can be told.
 
-`defaults()` makes a config, `set_field` changes one field from text or a value, `validate` checks them all; docs/config.md is
-`markdown_table()`. Architecture options stand under `model.` and are checked by the family that has them.
+`defaults()` makes a config, `set_field` changes one field from text or a value, `validate` checks them all;
+docs/config.md is `markdown_table()`. Architecture options stand under `model.` and are checked by the family that has
+them.
 """
 
 import ast
@@ -42,7 +43,13 @@ class Field:
         if self.choices:
             words = ", ".join(self.choices)
         else:
-            words = {int: "an integer", float: "a number", bool: "true or false", str: "text", tuple: "a tuple of strings"}[self.kind]
+            words = {
+                int: "an integer",
+                float: "a number",
+                bool: "true or false",
+                str: "text",
+                tuple: "a tuple of strings",
+            }[self.kind]
             if self.low is not None and self.high is not None:
                 words += f" from {self.low:g} to {self.high:g}"
             elif self.low is not None:
@@ -51,25 +58,38 @@ class Field:
 
 
 FIELDS: dict[str, Field] = {
-    "source": Field(None, str, "where the networks come from: a catalogue name, a run, a snapshot; None: from scratch", optional=True),
+    "source": Field(
+        None,
+        str,
+        "where the networks come from: a catalogue name, a run, a snapshot; None: from scratch",
+        optional=True,
+    ),
     "mode": Field("full", str, "what is transferred and trained (docs/finetuning.md)"),
-    "workdir": Field(None, str, "the run's folder; running the same command again resumes it", optional=True, fixed=False),
+    "workdir": Field(
+        None, str, "the run's folder; running the same command again resumes it", optional=True, fixed=False
+    ),
     "seed": Field(0, int, "every random number of the run is folded from it", 0, 2**31 - 1),
     "kimg": Field(50.0, float, "length of the run in thousands of real images shown to D", 0, fixed=False),
     "batch": Field(64, int, "real images in one update of D, over all devices", 1),
     "methods": Field((), tuple, 'methods in order, such as ("r1(gamma=2.0)",); `gantransfer list methods` shows all'),
     "data.path": Field(None, str, "folder, zip, tfds:NAME[:split], digits or glyphs (docs/data.md)", optional=True),
-    "data.images": Field(None, int, "few-shot: this many images in all, drawn by the seed, spread over the classes", 1, optional=True),
+    "data.images": Field(
+        None, int, "few-shot: this many images in all, drawn by the seed, spread over the classes", 1, optional=True
+    ),
     "data.per_class": Field(None, int, "few-shot: this many images of each class", 1, optional=True),
     "data.files": Field(None, str, "few-shot: a list of files (text, JSON, or JSON file:key)", optional=True),
     "data.draw_seed": Field(None, int, "seed of the few-shot draw; None: the run's seed", 0, optional=True),
     "data.mirror": Field(False, bool, "flip each shown image horizontally with probability one half"),
     "data.fit": Field("crop", str, "how an image becomes square", choices=("crop", "pad", "exact")),
-    "data.resolution": Field(None, int, "side in pixels; None: the source's, or the set's own from scratch", 4, 4096, optional=True),
+    "data.resolution": Field(
+        None, int, "side in pixels; None: the source's, or the set's own from scratch", 4, 4096, optional=True
+    ),
     "data.channels": Field(None, int, "1 or 3; None: the source's, or the set's own from scratch", 1, 3, optional=True),
     "data.background": Field(0, int, "grey level 0..255 under transparent pixels and around padded images", 0, 255),
     "data.on_corrupt": Field("refuse", str, "what to do with a file that cannot be read", choices=("refuse", "skip")),
-    "data.device_limit_mb": Field(2048, int, "sets up to this size (as uint8) live on the device, larger ones stream", 0, fixed=False),
+    "data.device_limit_mb": Field(
+        2048, int, "sets up to this size (as uint8) live on the device, larger ones stream", 0, fixed=False
+    ),
     "data.workers": Field(2, int, "reading processes of a streamed set; 0: threads", 0, fixed=False),
     "transfer.classes": Field(
         None,
@@ -78,13 +98,19 @@ FIELDS: dict[str, Field] = {
         choices=("mean", "nearest", "random", "list", "copy", "from_images", "from_images_weighted", "fresh"),
         optional=True,
     ),
-    "transfer.class_map": Field((), tuple, 'for list and copy: "target=source" or "target=source+source", names or indices'),
+    "transfer.class_map": Field(
+        (), tuple, 'for list and copy: "target=source" or "target=source+source", names or indices'
+    ),
     "transfer.class_noise": Field(0.0, float, "standard deviation of the noise added to new rows", 0),
     "transfer.projection_scale": Field(
         "compensate", str, "whether D's projection is rescaled after its rows change", choices=("compensate", "none")
     ),
-    "transfer.init_g": Field(None, str, "weights of G at the start; None: by mode", choices=("source", "random"), optional=True),
-    "transfer.init_d": Field(None, str, "weights of D at the start; None: by mode", choices=("source", "random"), optional=True),
+    "transfer.init_g": Field(
+        None, str, "weights of G at the start; None: by mode", choices=("source", "random"), optional=True
+    ),
+    "transfer.init_d": Field(
+        None, str, "weights of D at the start; None: by mode", choices=("source", "random"), optional=True
+    ),
     "transfer.train_g": Field((), tuple, "mode custom: patterns over groups or paths of G that train"),
     "transfer.train_d": Field((), tuple, "mode custom: patterns over groups or paths of D that train"),
     "transfer.batch_norm": Field(
@@ -95,26 +121,41 @@ FIELDS: dict[str, Field] = {
         optional=True,
     ),
     "objective.loss": Field(
-        "non_saturating", str, "adversarial loss", choices=("non_saturating", "hinge", "least_squares", "wasserstein", "saturating")
+        "non_saturating",
+        str,
+        "adversarial loss",
+        choices=("non_saturating", "hinge", "least_squares", "wasserstein", "saturating"),
     ),
     "objective.d_steps": Field(1, int, "updates of D per update of G", 1, 100),
     "objective.accumulate": Field(1, int, "micro-batches that one update's gradient is summed over", 1),
-    "objective.joint_pass": Field(None, bool, "fakes and reals through D as one batch; None: as the family does", optional=True),
+    "objective.joint_pass": Field(
+        None, bool, "fakes and reals through D as one batch; None: as the family does", optional=True
+    ),
     "objective.fake_labels": Field("uniform", str, "labels of the fakes", choices=("uniform", "data")),
     "optimizer.lr_g": Field(2e-4, float, "learning rate of G's weights", 0),
     "optimizer.lr_d": Field(1e-3, float, "learning rate of D", 0),
-    "optimizer.lr_class_embedding": Field(None, float, "learning rate of G's class embedding; None: 50 times lr_d", 0, optional=True),
+    "optimizer.lr_class_embedding": Field(
+        None, float, "learning rate of G's class embedding; None: 50 times lr_d", 0, optional=True
+    ),
     "optimizer.rates": Field((), tuple, 'other rates by role and group, such as ("generator/conditional_norm=5e-5",)'),
     "optimizer.beta1": Field(0.0, float, "Adam's decay of the first moment", 0, 0.9999),
     "optimizer.beta2": Field(0.99, float, "Adam's decay of the second moment", 0, 0.999999),
     "optimizer.eps": Field(1e-8, float, "Adam's epsilon", 0),
     "ema.decay": Field(0.995, float, "ceiling of the decay of G's running average, per iteration", 0, 0.9999999),
     "ema.start_kimg": Field(0.0, float, "until then the average is a copy", 0),
-    "ema.rampup": Field(0.05, float, "half-life at most this share of the images seen; None: no ramp", 0, 1, optional=True),
-    "compute.dtype": Field("float32", str, "operands of convolutions and matrix products", choices=("float32", "bfloat16")),
-    "compute.convolution": Field("rewritten", str, "form of the convolutions (docs/performance.md)", choices=("rewritten", "plain")),
+    "ema.rampup": Field(
+        0.05, float, "half-life at most this share of the images seen; None: no ramp", 0, 1, optional=True
+    ),
+    "compute.dtype": Field(
+        "float32", str, "operands of convolutions and matrix products", choices=("float32", "bfloat16")
+    ),
+    "compute.convolution": Field(
+        "rewritten", str, "form of the convolutions (docs/performance.md)", choices=("rewritten", "plain")
+    ),
     "devices.model": Field(1, int, "size of the mesh axis that parameters are sharded over", 1, fixed=False),
-    "devices.rules": Field((), tuple, 'leaves sharded over it: "pattern=axis", such as ("generator/*/kernel=-1",)', fixed=False),
+    "devices.rules": Field(
+        (), tuple, 'leaves sharded over it: "pattern=axis", such as ("generator/*/kernel=-1",)', fixed=False
+    ),
     "run.tick_kimg": Field(1.0, float, "status line and metrics every so many kimg", 1e-6),
     "run.checkpoint_kimg": Field(5.0, float, "checkpoint every so many kimg", 1e-6, fixed=False),
     "run.snapshot_kimg": Field(10.0, float, "snapshot and image grid every so many kimg", 1e-6),
@@ -125,7 +166,9 @@ FIELDS: dict[str, Field] = {
     "run.compile_cache": Field(
         "~/.cache/gantransfer/compiled", str, "folder of compiled programs; None: none", optional=True, fixed=False
     ),
-    "evaluate.features": Field(None, str, "feature network of the evaluations during training; None: none", optional=True),
+    "evaluate.features": Field(
+        None, str, "feature network of the evaluations during training; None: none", optional=True
+    ),
     "evaluate.data": Field(None, str, "reference images; None: the run's own images", optional=True),
     "evaluate.kimg": Field((), tuple, 'kimg at which to evaluate, such as ("0", "6.4"); empty: at every snapshot'),
     "evaluate.samples": Field(2000, int, "generated images per evaluation", 2),

@@ -2,7 +2,8 @@
 
     bash launch/quickstart.sh [--workdir runs/quickstart] [--seed 0] [--kimg 38.4]
 
-Offline, on two CPU cores. Started again, it goes on where it was stopped; with everything done it only prints the table.
+Offline, on two CPU cores. Started again, it goes on where it was stopped; with everything done it only prints the
+table.
 """
 
 import argparse
@@ -58,7 +59,9 @@ def main() -> int:
         return 75
     print(table(runs))
     newest = runs["full"].path
-    print(f"\n{time.perf_counter() - begun:.0f} seconds. Open {page} in a browser: curves, and the digits side by side.")
+    print(
+        f"\n{time.perf_counter() - begun:.0f} seconds. Open {page} in a browser: curves, and the digits side by side."
+    )
     print(f"More digits: gantransfer sample --source {newest} --seeds 0-31 --output digits.png")
     return 0
 
@@ -70,13 +73,19 @@ def table(runs: dict) -> str:
     for name, run in runs.items():
         trained = sum(leaf["parameters"] for leaf in run.partition if leaf["trained"] and leaf["role"] == "generator")
         for record in run.evaluations:
-            rows.append([name, f"{trained:,}", f"{record['kimg']:g}", *(cell(key, record["metrics"]) for key in COLUMNS)])
+            rows.append(
+                [name, f"{trained:,}", f"{record['kimg']:g}", *(cell(key, record["metrics"]) for key in COLUMNS)]
+            )
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-    lines = ["  ".join(text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    lines = []
+    for name, *numbers in rows:
+        cells = [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *cells]))
     protocol = next(iter(runs.values())).evaluations[-1]["protocol"]
     note = (
-        f"{protocol['n_generated']} samples against {protocol['n_real']} {protocol['reference']}, features {protocol['network']} "
-        f"({protocol['network_sha256'][:8]}), k = {protocol['k']}; recall in brackets where precision is below {READABLE}; "
+        f"{protocol['n_generated']} samples against {protocol['n_real']} {protocol['reference']}, "
+        f"features {protocol['network']} ({protocol['network_sha256'][:8]}), k = {protocol['k']};\n"
+        f"recall in brackets where precision is below {READABLE}; "
         "memorisation 1 = as near to the training images as other real digits are"
     )
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", note])

@@ -9,9 +9,10 @@ Calls (NHWC, float32 outputs):
     discriminator(x, c, train=False, want=())  -> Judgement
 
 `z` is `(n, z_dim)`; `c` is int32 `(n,)` or class weights `(n, num_classes)`; `x` is `(n, h, w, channels)` in [-1, 1].
-`train=True` uses batch statistics where the family has batch norm. What a forward pass changes (running averages, spectral
-norm vectors) is written only to collections that the caller made mutable, so evaluation is `apply` with nothing mutable.
-`want` names intermediate stages by resolution (`"b32"`), or `"pooled"` for a discriminator's pooled features.
+`train=True` uses batch statistics where the family has batch norm. What a forward pass changes (running averages,
+spectral norm vectors) is written only to collections that the caller made mutable, so evaluation is `apply` with
+nothing mutable. `want` names intermediate stages by resolution (`"b32"`), or `"pooled"` for a discriminator's pooled
+features.
 """
 
 from collections.abc import Callable, Mapping
@@ -67,13 +68,15 @@ class Networks:
       z_dim: length of the latent that the generator really takes.
       resolution, channels: of the images, in pixels and colour channels.
       num_classes: at least 1; an unconditional set is one class.
-      group: `group(role, path)` -> name of the parameter group of a leaf; `path` is joined with "/". Names: `class_embedding`,
-        `conditional_norm`, `norm`, `linear`, `blocks.<resolution>` (attention included; a generator block counts by the size it
-        makes, a discriminator block by the size it is given), `output`, `projection`, `head`, `class_head`.
+      group: `group(role, path)` -> name of the parameter group of a leaf; `path` is joined with "/". Names:
+        `class_embedding`, `conditional_norm`, `norm`, `linear`, `blocks.<resolution>` (attention included; a generator
+        block counts by the size it makes, a discriminator block by the size it is given), `output`, `projection`,
+        `head`, `class_head`.
       block: `block(role, path)` -> number of the block that a leaf belongs to, in the order of the forward pass (a
         discriminator's block 0 sees the image); None outside the blocks.
       class_rows: per role, the leaves with one row per class.
-      joint_pass: whether fakes and reals go through the discriminator as one batch (fakes first) unless a run says otherwise.
+      joint_pass: whether fakes and reals go through the discriminator as one batch (fakes first) unless a run says
+        otherwise.
       has_class_head: whether `Judgement.classes` is there.
     """
 
@@ -106,7 +109,8 @@ class Family:
     Attributes:
       name: what configs and sources call it.
       options: architecture options by name; a source's `config.json` stores their values.
-      build: `build(**options)` -> Networks; options left out take their defaults. Raises UserError naming an option that is out of range.
+      build: `build(**options)` -> Networks; options left out take their defaults. Raises UserError naming an option
+        that is out of range.
       paper: where the architecture is from.
     """
 

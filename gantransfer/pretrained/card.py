@@ -12,6 +12,7 @@ def model_card(source: Source, how: str, notes: str = "") -> str:
       notes: further Markdown, put at the end.
     """
     info = source.info
+    names = ", ".join(info.class_names[:40]) + (" ..." if info.num_classes > 40 else "")
     seen = "unknown" if info.images_seen is None else f"{info.images_seen:,}"
     lines = [
         f"# {info.name}",
@@ -20,8 +21,8 @@ def model_card(source: Source, how: str, notes: str = "") -> str:
         "",
         "| | |",
         "| --- | --- |",
-        f"| images | {info.resolution} x {info.resolution}, {info.channels} channel{'s' if info.channels > 1 else ''} |",
-        f"| classes | {info.num_classes}: {', '.join(info.class_names[:40])}{' ...' if info.num_classes > 40 else ''} |",
+        f"| images | {info.resolution} x {info.resolution}, {'grey' if info.channels == 1 else 'colour'} |",
+        f"| classes | {info.num_classes}: {names} |",
         f"| latent | {info.z_dim} standard normal numbers |",
         f"| trained on | {info.trained_on or 'unknown'} |",
         f"| real images seen | {seen} |",

@@ -1,7 +1,7 @@
-"""Where arrays live: one (`data`, `model`) mesh, batches split over `data`, parameters replicated or split over `model` by path.
+"""Where arrays live: a (`data`, `model`) mesh, batches split over `data`, parameters by rules on their paths.
 
-The scaling engine is JAX's own: `jax.jit` with `NamedSharding`. Batch statistics are global by construction, random numbers do not
-depend on the mesh, and the same program runs on one device and on many.
+The scaling engine is JAX's own: `jax.jit` with `NamedSharding`. Batch statistics are global by construction, random
+numbers do not depend on the mesh, and the same program runs on one device and on many.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,15 @@ DEFAULT_RULES = ("*/kernel=-1",)
 
 
 def make_mesh(model: int = 1, devices: list | None = None) -> Mesh:
-    """Returns a mesh over all devices with `model` of them along the model axis; raises `UserError` if that does not divide."""
+    """Returns a mesh over all devices with `model` of them along the model axis; raises `UserError` if that does not
+    divide.
+    """
     devices = jax.devices() if devices is None else devices
     if len(devices) % model:
         sizes = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-        raise UserError("devices.model", model, f"a divisor of the {len(devices)} devices: {', '.join(map(str, sizes))}")
+        raise UserError(
+            "devices.model", model, f"a divisor of the {len(devices)} devices: {', '.join(map(str, sizes))}"
+        )
     # Auto and not the default Explicit axes: gathers and batch slices of Linen networks do not resolve under Explicit.
     return jax.make_mesh(
         (len(devices) // model, model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices
@@ -36,7 +40,9 @@ def check_batch(mesh: Mesh, batch: int, accumulate: int) -> None:
     data = mesh.shape["data"]
     if batch % (data * accumulate):
         raise UserError(
-            "batch", batch, f"a multiple of {data * accumulate} ({data} devices along data x {accumulate} micro-batches)"
+            "batch",
+            batch,
+            f"a multiple of {data * accumulate} ({data} devices along data x {accumulate} micro-batches)",
         )
 
 
@@ -60,10 +66,11 @@ def parse_rules(rules: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
 
 
 def shardings(mesh: Mesh, tree: Tree, rules: tuple[str, ...] = ()) -> Tree:
-    """Returns a tree of `NamedSharding`s: a leaf whose path matches a rule is split over `model`, everything else replicated.
+    """Returns a tree of `NamedSharding`s: a leaf whose path matches a rule is split over `model`, everything else
+    replicated.
 
-    Paths are those of the state, so a rule for a parameter also covers its average and its optimizer moments. The default rules pass over leaves
-    that do not divide; a rule that the user wrote must fit every leaf that it matches.
+    Paths are those of the state, so a rule for a parameter also covers its average and its optimizer moments. The
+    default rules pass over leaves that do not divide; a rule that the user wrote must fit every leaf that it matches.
 
     Raises:
       UserError: a matched leaf's axis does not exist or does not divide over the model axis; a rule matches nothing.
@@ -85,7 +92,9 @@ def shardings(mesh: Mesh, tree: Tree, rules: tuple[str, ...] = ()) -> Tree:
                 return NamedSharding(mesh, PartitionSpec(*names))
             if rules:
                 raise UserError(
-                    "devices.rules", f"{pattern}={axis}", f"an axis of {name} {tuple(leaf.shape)} that {size} devices divide"
+                    "devices.rules",
+                    f"{pattern}={axis}",
+                    f"an axis of {name} {tuple(leaf.shape)} that {size} devices divide",
                 )
         return NamedSharding(mesh, PartitionSpec())
 

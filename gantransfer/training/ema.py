@@ -19,7 +19,8 @@ def decay_at(
       images_per_step: real images of one iteration.
       ceiling: the decay where nothing below lowers it.
       start: until this many images the average is a copy (decay 0), as in BigGAN-PyTorch.
-      rampup: the half-life is at most this share of the images seen before the iteration (Karras et al. 2020); None: no ramp.
+      rampup: the half-life is at most this share of the images seen before the iteration (Karras et al. 2020); None: no
+        ramp.
     """
     decay = jnp.float32(ceiling)
     if rampup is not None:

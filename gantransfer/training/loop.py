@@ -1,7 +1,7 @@
-"""The loop around the step: ticks, snapshots, evaluations, checkpoints, signals. It decides when; the step decides what.
+"""The loop around the step: ticks, snapshots, evaluations, checkpoints, signals.
 
-Everything periodic happens at a pure function of the number of images seen, so a run that was killed and started again writes
-what an uninterrupted run writes, byte for byte; wall-clock times go to a file of their own.
+Everything periodic happens at a pure function of the number of images seen, so a run that was killed and started again
+writes what an uninterrupted run writes, byte for byte; wall-clock times go to a file of their own.
 """
 
 import shutil
@@ -28,10 +28,10 @@ from gantransfer.pretrained.folder import write_source
 from gantransfer.pretrained.source import Source, latents, to_uint8
 from gantransfer.reports import grids
 from gantransfer.training.checkpoint import Checkpoints
+from gantransfer.training.draws import StreamedBatch
 from gantransfer.training.prepare import Task
 from gantransfer.training.records import Records, RunFolder, check_finite, is_due, memory_in_use, status_line
 from gantransfer.training.state import GanState
-from gantransfer.training.step import StreamedBatch
 
 # The host waits for the device every so many steps, so that a signal is answered soon and no queue of steps builds up.
 STEPS_IN_FLIGHT = 8
@@ -99,9 +99,16 @@ def describe_data(images: ImageSet) -> dict[str, Any]:
 
 def begin(task: Task, folder: RunFolder) -> None:
     """Writes what a new run starts from: config, data, source, partition, and the networks at the first step."""
-    write_source(folder.path / "start", task.source, card=model_card(task.source, "the networks at the first step of a run"))
+    write_source(
+        folder.path / "start", task.source, card=model_card(task.source, "the networks at the first step of a run")
+    )
     info = task.source.info
-    record = {"name": task.config.source or "scratch", "family": info.family, "licence": info.licence, "origin": info.origin}
+    record = {
+        "name": task.config.source or "scratch",
+        "family": info.family,
+        "licence": info.licence,
+        "origin": info.origin,
+    }
     folder.write_json("source.json", record | {"fingerprint": task.source.fingerprint(), "options": dict(info.options)})
     folder.write_json("data.json", describe_data(task.images))
     folder.write_json("partition.json", task.partition.to_json())
@@ -163,7 +170,9 @@ class Trainer:
             if batches is not None:
                 batches.close()
         self.checkpoints.wait()
-        self.folder.say(f"done: {seen / 1000:g} kimg; gantransfer sample --source {self.folder.path} --output samples.png")
+        self.folder.say(
+            f"done: {seen / 1000:g} kimg; gantransfer sample --source {self.folder.path} --output samples.png"
+        )
 
     def due(self, seen: int, kimg: float) -> bool:
         """Whether the iteration that has just ended crossed a multiple of `kimg`."""
@@ -175,7 +184,12 @@ class Trainer:
             return None
         config, task = self.config, self.task
         return stream(
-            task.images, seed=config.seed, batch=config.batch, first=seen, mirror=config.data.mirror, workers=config.data.workers
+            task.images,
+            seed=config.seed,
+            batch=config.batch,
+            first=seen,
+            mirror=config.data.mirror,
+            workers=config.data.workers,
         )
 
     def next_batch(self, batches: Stream | None) -> StreamedBatch | None:
@@ -191,7 +205,12 @@ class Trainer:
         check_finite(seen, metrics)
         self.records.metrics(seen, {"kimg": seen / 1000, **metrics})
         speed, memory = 1000 * kimg / took, memory_in_use()
-        timing = {"seconds": seconds, "seconds_per_kimg": took / kimg, "images_per_second": speed, "memory_bytes": memory}
+        timing = {
+            "seconds": seconds,
+            "seconds_per_kimg": took / kimg,
+            "images_per_second": speed,
+            "memory_bytes": memory,
+        }
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.records.timing(seen, {"kimg": seen / 1000, "time": now, **timing})
         shown = {name.removeprefix("loss/"): value for name, value in metrics.items() if name in SHOWN}
@@ -208,7 +227,9 @@ class Trainer:
         return self.evaluate(self.task.as_source(state, self.folder.path.name), seen)
 
     def show(self, state: GanState, seen: int) -> None:
-        """Writes a snapshot and the image grid; at the start also the grid of reals and, if asked for, an evaluation."""
+        """Writes a snapshot and the image grid; at the start also the grid of reals and, if asked for, an
+        evaluation.
+        """
         source = self.task.as_source(state, self.folder.path.name)
         names = source.info.class_names
         fakes = to_uint8(source.generate(self.grid_z, self.grid_labels))
@@ -216,10 +237,14 @@ class Trainer:
         grids.save_grid(self.folder.grid(seen), fakes, columns=columns, labels=self.grid_labels, class_names=names)
         if seen == 0:
             reals, labels = real_examples(self.task.images, columns)
-            grids.save_grid(self.folder.path / "grids" / "reals.png", reals, columns=columns, labels=labels, class_names=names)
+            grids.save_grid(
+                self.folder.path / "grids" / "reals.png", reals, columns=columns, labels=labels, class_names=names
+            )
             if self.evaluator is not None and self.evaluator.at_start:
                 self.evaluate(source, 0)
-        write_source(self.folder.snapshot(seen), source, card=model_card(source, f"made by run {self.folder.path.name}"))
+        write_source(
+            self.folder.snapshot(seen), source, card=model_card(source, f"made by run {self.folder.path.name}")
+        )
         newest = sorted(path for path in (self.folder.path / "snapshots").iterdir() if path.name.isdigit())
         for old in newest[: -self.config.run.keep_snapshots]:
             shutil.rmtree(old)
@@ -253,7 +278,9 @@ def train(task: Task, folder: RunFolder) -> None:
     folder.say(f"mode {config.mode}: {trained['generator']:,} numbers of G and {trained['discriminator']:,} of D train")
     better_high = config.evaluate.best in ("class_accuracy", "precision", "recall", "density", "coverage")
     best = config.evaluate.best if config.evaluate.features else None
-    checkpoints = Checkpoints(folder.path / "checkpoints", keep=config.run.keep, best_metric=best, lower_is_better=not better_high)
+    checkpoints = Checkpoints(
+        folder.path / "checkpoints", keep=config.run.keep, best_metric=best, lower_is_better=not better_high
+    )
     with Stop() as stop, Records(folder, config.run.tensorboard) as records, checkpoints:
         Trainer(task, folder, records, checkpoints).run(stop)
 
@@ -261,7 +288,9 @@ def train(task: Task, folder: RunFolder) -> None:
 def like_of(task: Task) -> GanState:
     """Shapes and places of the state, for restoring."""
     return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype, sharding=where), task.start, task.shardings
+        lambda leaf, where: jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype, sharding=where),
+        task.start,
+        task.shardings,
     )
 
 
@@ -280,7 +309,11 @@ def grid_inputs(task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 def real_examples(images: ImageSet, columns: int) -> tuple[UInt8[np.ndarray, "n h w c"], np.ndarray]:
     """The first images of each class, as many as a grid shows."""
-    chosen = [i for k in range(min(len(images.class_names), GRID_CLASSES)) for i in np.flatnonzero(images.labels == k)[:columns]]
+    chosen = [
+        i
+        for k in range(min(len(images.class_names), GRID_CLASSES))
+        for i in np.flatnonzero(images.labels == k)[:columns]
+    ]
     return np.stack([images.read(int(i))[0] for i in chosen]), np.asarray(images.labels)[chosen]
 
 
@@ -298,7 +331,9 @@ class Evaluator:
         if config.data:
             reference = open_images(config.data, resolution=info.resolution, channels=info.channels)
         if tuple(reference.class_names) != tuple(task.images.class_names):
-            raise UserError("evaluate.data", config.data, f"a set with the classes {', '.join(task.images.class_names)}")
+            raise UserError(
+                "evaluate.data", config.data, f"a set with the classes {', '.join(task.images.class_names)}"
+            )
         self.real, self.real_labels = reference.arrays()
         self.trained_on, _ = task.images.arrays()
         self.reference = reference.name

@@ -1,8 +1,9 @@
 """Which leaves train: modes are patterns over named groups, resolved once before anything is differentiated.
 
-What a mode does not train is no argument of the gradient, so no weight gradient, no optimizer slot and no second copy exists for
-it (`docs/design.md`). Modes also say where each network starts, which is what the four-way comparison of Transferring GANs
-(Wang et al. 2018, section 4.1) needs: `full` transfers both networks, `generator_only` and `discriminator_only` one, `none` neither.
+What a mode does not train is no argument of the gradient, so no weight gradient, no optimizer slot and no second copy
+exists for it (`docs/design.md`). Modes also say where each network starts, which is what the four-way comparison of
+Transferring GANs (Wang et al. 2018, section 4.1) needs: `full` transfers both networks, `generator_only` and
+`discriminator_only` one, `none` neither.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -36,9 +37,12 @@ MODES: dict[str, Mode] = {
     "full": Mode(help="everything trains, both networks start from the source"),
     "class_embedding_only": Mode(train_g=("class_embedding",), help="only the class embedding of G trains; D trains"),
     "class_embedding_and_norms": Mode(
-        train_g=("class_embedding", "conditional_norm"), help="class embedding and conditional batch norm of G train; D trains"
+        train_g=("class_embedding", "conditional_norm"),
+        help="class embedding and conditional batch norm of G train; D trains",
     ),
-    "scale_shift": Mode(train_g=("conditional_norm", "norm"), help="gains and biases of G's normalisation train; D trains"),
+    "scale_shift": Mode(
+        train_g=("conditional_norm", "norm"), help="gains and biases of G's normalisation train; D trains"
+    ),
     "generator_only": Mode(init_d="random", help="everything trains; only G starts from the source"),
     "discriminator_only": Mode(init_g="random", help="everything trains; only D starts from the source"),
     "none": Mode(init_g="random", init_d="random", help="everything trains from scratch, in the source's architecture"),
@@ -95,7 +99,8 @@ class Partition:
                 state = "trained" if leaf.trained else "frozen "
                 shape = "x".join(map(str, leaf.shape)) or "scalar"
                 share = 100 * leaf.size / total
-                lines.append(f"  {state} {leaf.path:<38} {leaf.group:<18} {shape:<16} {leaf.size:>11,} {share:6.2f} %  {leaf.why}")
+                numbers = f"{shape:<16} {leaf.size:>11,} {share:6.2f} %"
+                lines.append(f"  {state} {leaf.path:<38} {leaf.group:<18} {numbers}  {leaf.why}")
         return "\n".join(lines)
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -137,8 +142,8 @@ def make_partition(
       params: per role, the parameter tree (arrays or shapes).
       mode: patterns (`fnmatch`) over group names or leaf paths; a leaf trains if any matches.
       methods: those with a `freeze` hook may hold further leaves.
-      fresh: leaves that surgery had to invent; they train even where the mode holds their group, because a random leaf that never
-        trains is a mistake (`docs/design.md`).
+      fresh: leaves that surgery had to invent; they train even where the mode holds their group, because a random leaf
+        that never trains is a mistake (`docs/design.md`).
 
     Raises:
       UserError: a pattern that matches no leaf, naming the groups that exist.
@@ -151,9 +156,13 @@ def make_partition(
         for pattern in patterns:
             if not any(_matches(pattern, path, groups[path]) for path in paths):
                 field = "transfer.train_g" if role == "generator" else "transfer.train_d"
-                raise UserError(field, pattern, "a pattern over these groups: " + ", ".join(sorted(set(groups.values()))))
+                raise UserError(
+                    field, pattern, "a pattern over these groups: " + ", ".join(sorted(set(groups.values())))
+                )
         for path, shape in paths.items():
-            trained, why = _decide(role, path, groups[path], patterns, tuple(methods), networks, (fresh or {}).get(role, frozenset()))
+            trained, why = _decide(
+                role, path, groups[path], patterns, tuple(methods), networks, (fresh or {}).get(role, frozenset())
+            )
             leaves.append(Leaf(role, path, groups[path], tuple(shape), trained, why))
     return Partition(tuple(leaves))
 

@@ -47,7 +47,9 @@ def compiled_step(task: Task) -> Any:
 
 
 def cost_table(task: Task) -> str:
-    """Memory of what a step carries, and of the compiled step itself, per device where the compiler counts by device."""
+    """Memory of what a step carries, and of the compiled step itself, per device where the compiler counts by
+    device.
+    """
     state, held = task.start, task.held
     trained = bytes_of(state.generator.trained) + bytes_of(state.discriminator.trained)
     rows = {

@@ -1,6 +1,7 @@
-"""From a config, a source and a set of images to everything that the loop needs; every default that is decided here is printed.
+"""From a config, a source and images to everything that the loop needs; each default decided here is printed.
 
-The order is that of `docs/design.md`: which network starts where, partition, policy for statistics, optimizer, devices, state.
+The order is that of `docs/design.md`: which network starts where, partition, policy for statistics, optimizer, devices,
+state.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,8 +17,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from gantransfer.data.image_set import ImageSet
 from gantransfer.data.batches import DeviceImages
+from gantransfer.data.image_set import ImageSet
 from gantransfer.errors import UserError
 from gantransfer.methods import check_together, parse_method
 from gantransfer.methods.hooks import Method, MethodState, Players
@@ -27,9 +28,12 @@ from gantransfer.models.layers import normalised
 from gantransfer.objectives.losses import get_loss
 from gantransfer.pretrained.source import Source, initial_variables
 from gantransfer.training import devices
+from gantransfer.training.bound import Bound
+from gantransfer.training.draws import StreamedBatch, name_code
 from gantransfer.training.partition import BatchNorm, Mode, Partition, get_mode, make_partition, merge, split
+from gantransfer.training.recipe import Recipe
 from gantransfer.training.state import GanState, Held, Moving, copy
-from gantransfer.training.step import Bound, Recipe, StreamedBatch, make_optimizer, make_step, method_leaves, metric_names, name_code
+from gantransfer.training.step import make_optimizer, make_step, method_leaves, metric_names
 
 Tree = Any
 Log = Callable[[str], None]
@@ -81,11 +85,16 @@ class Task:
         """All collections of a network as a source stores them: what moves joined with what is frozen."""
         frozen = self.frozen[role]
         moving = jax.device_get(moving)
-        stats = {name: merge(frozen.get(name, {}), moving.stats.get(name, {})) for name in {*frozen, *moving.stats} - {"params"}}
+        stats = {
+            name: merge(frozen.get(name, {}), moving.stats.get(name, {}))
+            for name in {*frozen, *moving.stats} - {"params"}
+        }
         return {"params": merge(moving.trained, frozen["params"]), **stats}
 
     def as_source(self, state: GanState, name: str) -> Source:
-        """The networks of a state as a source: raw and averaged generator, discriminator, and what is known about them."""
+        """The networks of a state as a source: raw and averaged generator, discriminator, and what is known about
+        them.
+        """
         info = replace(
             self.source.info,
             name=name,
@@ -118,7 +127,8 @@ def prepare(config: ml_collections.ConfigDict, source: Source, images: ImageSet,
       log: receives one line for each thing that was decided, replaced or defaulted.
 
     Raises:
-      UserError: methods that exclude each other, patterns that match nothing, a batch that does not divide over the devices.
+      UserError: methods that exclude each other, patterns that match nothing, a batch that does not divide over the
+        devices.
     """
     mode = get_mode(config.mode, tuple(config.transfer.train_g), tuple(config.transfer.train_d))
     methods = tuple(parse_method(line) for line in config.methods)
@@ -128,13 +138,15 @@ def prepare(config: ml_collections.ConfigDict, source: Source, images: ImageSet,
         method.needs(networks)
     mesh = devices.make_mesh(config.devices.model)
     devices.check_batch(mesh, config.batch, config.objective.accumulate)
-    log(f"devices: {mesh.size} x {jax.devices()[0].device_kind}, mesh data={mesh.shape['data']} model={mesh.shape['model']}")
+    axes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    log(f"devices: {mesh.size} x {jax.devices()[0].device_kind}, mesh {axes}")
 
     variables = starting_point(config, source, networks, mode, log)
     partition = make_partition(networks, {role: variables[role]["params"] for role in ROLES}, mode, methods)
-    if partition.count("generator", False) and source.generator is not source.ema and start_of(config, mode, "generator") == "source":
+    two_sets = source.generator is not source.ema and start_of(config, mode, "generator") == "source"
+    if two_sets and partition.count("generator", False):
         # An averaged copy of a frozen leaf must be that leaf, so a generator with frozen parts has one set of weights.
-        log("G: starts from the source's averaged weights, because parts of it are frozen and averages share frozen leaves")
+        log("G: starts from the source's averaged weights, because parts of it are frozen and an average shares them")
         variables["generator"] = variables["average"] = source.ema
     batch_norm = choose_batch_norm(config, partition, variables["generator"], log)
     recipe = make_recipe(config, networks, methods, partition, batch_norm, mesh, log)
@@ -143,7 +155,10 @@ def prepare(config: ml_collections.ConfigDict, source: Source, images: ImageSet,
         moving[role], frozen[role] = divide(variables[role], partition.trained(role), batch_norm)
     average, _ = divide(variables["average"], partition.trained("generator"), batch_norm)
     streamed = images_bytes(images) > config.data.device_limit_mb * 2**20
-    log(f"data: {images_bytes(images) / 2**20:.1f} MiB as uint8, " + ("streamed by the host" if streamed else "kept on the device"))
+    log(
+        f"data: {images_bytes(images) / 2**20:.1f} MiB as uint8, "
+        + ("streamed by the host" if streamed else "kept on the device")
+    )
     held = make_held(config, networks, recipe, frozen, source, images, streamed)
     start = make_state(recipe, held, moving, average, methods, images, streamed)
     if not (jax.tree.leaves(start.optimizer_g) or jax.tree.leaves(start.optimizer_d)):
@@ -194,8 +209,8 @@ def choose_batch_norm(config: ml_collections.ConfigDict, partition: Partition, g
 def divide(variables: Tree, trained: frozenset[str], batch_norm: BatchNorm) -> tuple[Moving, Tree]:
     """Splits a network's variables into what moves and what is frozen.
 
-    Running averages move under batch statistics. A spectral norm vector moves if its layer owns a trained leaf: a frozen layer whose
-    vector went on moving would change its effective weight (`docs/design.md`). Constants never move.
+    Running averages move under batch statistics. A spectral norm vector moves if its layer owns a trained leaf: a
+    frozen layer whose vector went on moving would change its effective weight (`docs/design.md`). Constants never move.
     """
     layers = {path.rpartition("/")[0] for path in trained}
     moves = {
@@ -220,7 +235,10 @@ def make_recipe(
     """Static side of the step."""
     joint = networks.joint_pass if config.objective.joint_pass is None else config.objective.joint_pass
     rates = rate_table(config)
-    groups = {role: {path: rate_group(rates, role, networks.group(role, path)) for path in partition.trained(role)} for role in ROLES}
+    groups = {
+        role: {path: rate_group(rates, role, networks.group(role, path)) for path in partition.trained(role)}
+        for role in ROLES
+    }
     for role in ROLES:
         for name in sorted(set(groups[role].values())):
             log(f"learning rate of {role} {name}: {rates[role][name]:g}")
@@ -253,7 +271,10 @@ def rate_table(config: ml_collections.ConfigDict) -> dict[str, dict[str, float]]
     """
     optimizer = config.optimizer
     rows = 50 * optimizer.lr_d if optimizer.lr_class_embedding is None else optimizer.lr_class_embedding
-    table = {"generator": {"class_embedding": rows, "weights": optimizer.lr_g}, "discriminator": {"weights": optimizer.lr_d}}
+    table = {
+        "generator": {"class_embedding": rows, "weights": optimizer.lr_g},
+        "discriminator": {"weights": optimizer.lr_d},
+    }
     for line in optimizer.rates:
         name, _, rate = line.rpartition("=")
         role, _, pattern = name.partition("/")
@@ -291,20 +312,27 @@ def make_held(
         chosen = lambda path, layers=complete: path.rpartition("/")[0] in layers
         folded[role] = jax.jit(lambda tree, chosen=chosen: normalised(tree, chosen, eps))(frozen[role])
     table = rate_table(config)
-    rates = {role: {name: jnp.float32(table[role][name]) for name in {*recipe.rate_groups[role].values(), "weights"}} for role in ROLES}
+    rates = {
+        role: {name: jnp.float32(table[role][name]) for name in {*recipe.rate_groups[role].values(), "weights"}}
+        for role in ROLES
+    }
     labels = jnp.asarray(images.labels, jnp.int32)
     device_images = None if streamed else DeviceImages(*map(jnp.asarray, images.arrays()))
     return Held(folded["generator"], folded["discriminator"], rates, jnp.uint32(config.seed), labels, device_images)
 
 
 def make_state(
-    recipe: Recipe, held: Held, moving: Mapping[Role, Moving], average: Moving, methods: tuple[Method, ...], images: ImageSet, streamed: bool
+    recipe: Recipe,
+    held: Held,
+    moving: Mapping[Role, Moving],
+    average: Moving,
+    methods: tuple[Method, ...],
+    images: ImageSet,
+    streamed: bool,
 ) -> GanState:
     """The state at the first step."""
     methods_state = start_methods(recipe, held, moving, methods, images)
-    trees = {
-        role: {"network": moving[role].trained, "methods": method_leaves(methods_state, role)} for role in ROLES
-    }
+    trees = {role: {"network": moving[role].trained, "methods": method_leaves(methods_state, role)} for role in ROLES}
     state = GanState(
         images_seen=jnp.int32(0),
         generator=moving["generator"],
@@ -342,8 +370,6 @@ def start_methods(
         key = jax.random.fold_in(jax.random.key(held.seed), name_code(method.name))
         states[method.name] = method.start(key, params, players, reals, labels)
     return states
-
-
 
 
 def images_bytes(images: ImageSet) -> int:

@@ -1,7 +1,8 @@
 """What a run carries: the part that a step writes (`GanState`) and the part that it only reads (`Held`).
 
-Frozen parameters, statistics that never move, learning rates and the images on the device are `Held`: the step takes them as an
-argument that is not donated and never returns them, so nothing of them is copied, differentiated or averaged.
+Frozen parameters, statistics that never move, learning rates and the images on the device are `Held`: the step takes
+them as an argument that is not donated and never returns them, so nothing of them is copied, differentiated or
+averaged.
 """
 
 from typing import Any
@@ -57,8 +58,8 @@ class Held:
     """Everything that a step reads and never writes.
 
     Attributes:
-      generator, discriminator: `{collection: leaves}` of what is frozen; spectral normalisation of frozen layers is folded into
-        their weights once, so the step does not repeat it.
+      generator, discriminator: `{collection: leaves}` of what is frozen; spectral normalisation of frozen layers is
+        folded into their weights once, so the step does not repeat it.
       rates: `{role: {rate group: float32}}`; data and not constants, so that another rate is not another program.
       seed: the run's seed.
       labels: int32 `(length,)` of the whole set.

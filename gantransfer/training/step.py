@@ -1,4 +1,4 @@
-"""The training step: one jitted program, of which every draw is a pure function of the seed and the number of images seen.
+"""The training step: one jitted program, every draw of it a function of the seed and the number of images seen.
 
     for each discriminator update (scan where there are several):
         z, c   <- latents(draw);  fake <- G(z, c), no gradient
@@ -12,244 +12,32 @@
 `make_step` resolves every option; the inner functions hold no `if` over anything that is not static.
 """
 
-import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array
 
-from gantransfer.data.batches import DeviceImages, gather, positions_to_draws
-from gantransfer.methods.hooks import Method, MethodState, Observed, Play, Players, Seen, Side
-from gantransfer.models.family import Judgement, Labels, Networks, Picture, Role
-from gantransfer.objectives.losses import AdversarialLoss
+from gantransfer.methods.hooks import MethodState, Observed, Play, Seen
+from gantransfer.models.family import Role
 from gantransfer.training import ema
-from gantransfer.training.partition import BatchNorm, merge, pick
+from gantransfer.training.bound import Bound
+from gantransfer.training.draws import Draw, StreamedBatch, draw_update
+from gantransfer.training.recipe import Recipe
 from gantransfer.training.state import GanState, Held, Moving
 
 Tree = Any
 
 
-class Draw(NamedTuple):
-    """Everything that one update is given: for several updates, each leaf has a leading axis more.
-
-    Attributes:
-      reals: `(n, h, w, channels)` in [-1, 1]; None for the generator.
-      real_labels: int32 `(n,)`; None for the generator.
-      z: latents `(n, z_dim)`.
-      c: labels of the fakes.
-      keys: one random key per image.
-    """
-
-    reals: Float[Array, "*u n h w c"] | None
-    real_labels: Int[Array, "*u n"] | None
-    z: Float[Array, "*u n z"]
-    c: Labels | Int[Array, "u n"]
-    keys: Any
-
-
-class StreamedBatch(NamedTuple):
-    """Real images of one iteration that were read by the host: uint8, and their labels."""
-
-    images: UInt8[Array, "u n h w c"]
-    labels: Int[Array, "u n"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a step is made of; everything here is static.
-
-    Attributes:
-      networks: the pair.
-      loss: adversarial loss.
-      methods: in the order of the config.
-      batch, d_steps, accumulate: images per discriminator update, updates of D per update of G, micro-batches per update.
-      joint_pass: fakes and reals through D as one batch, fakes first.
-      batch_norm: `stored` (running statistics, held), `batch` (batch statistics, running ones follow) or `batch_frozen`.
-      rate_groups: per role, the rate group of each trained path.
-      beta1, beta2, eps: of Adam.
-      ema_decay, ema_start, ema_rampup: see `gantransfer.training.ema`; the start in images.
-      mirror: flip shown images by a coin of the draw.
-      fake_labels: "uniform" over classes, or "data": labels of randomly drawn images.
-      shard: constraint put on every batch (identity on one device).
-    """
-
-    networks: Networks
-    loss: AdversarialLoss
-    methods: tuple[Method, ...]
-    batch: int
-    d_steps: int
-    accumulate: int
-    joint_pass: bool
-    batch_norm: BatchNorm
-    rate_groups: Mapping[Role, Mapping[str, str]]
-    beta1: float
-    beta2: float
-    eps: float
-    ema_decay: float
-    ema_start: float
-    ema_rampup: float | None
-    mirror: bool
-    fake_labels: str
-    shard: Callable[[Tree], Tree] = lambda tree: tree
-
-    @property
-    def images_per_step(self) -> int:
-        """Real images that one iteration shows to the discriminator."""
-        return self.batch * self.d_steps
-
-    def with_hook(self, hook: str) -> tuple[Method, ...]:
-        """The methods that define `hook`, in order."""
-        return tuple(method for method in self.methods if hook in method.hooks())
-
-    def due(self, iteration: int) -> frozenset[str]:
-        """Names of the methods whose `loss` is computed in this iteration: a static flag, so each combination is one program."""
-        return frozenset(method.name for method in self.with_hook("loss") if iteration % method.every == 0)
-
-
-def name_code(name: str) -> int:
-    """A number for a name that is the same in every process, for folding into keys."""
-    return zlib.crc32(name.encode()) & 0x7FFFFFFF
-
-
-def fold(keys: Any, name: str) -> Any:
-    """Folds a name into every key: streams of different names never meet."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, name_code(name)))(keys)
-
-
-def keys_at(seed: Array, positions: Int[Array, " n"]) -> Any:
-    """One random key for each position of the run's image stream."""
-    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(positions)
-
-
-# ---------------------------------------------------------------------------------------------------------------- draws
-
-
-def draw_fakes(recipe: Recipe, held: Held, positions: Int[Array, " n"], role: Role) -> Draw:
-    """Latents, labels and keys of the fakes of one update; image i's depend on its position alone."""
-    keys = fold(keys_at(held.seed, positions), role)
-    z = jax.vmap(lambda key: jax.random.normal(key, (recipe.networks.z_dim,)))(fold(keys, "z"))
-    count = recipe.networks.num_classes if recipe.fake_labels == "uniform" else held.labels.shape[0]
-    c = jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(fold(keys, "c"))
-    if recipe.fake_labels == "data":
-        c = held.labels[c]
-    return Draw(None, None, z, c, keys)
-
-
-def draw_reals(
-    recipe: Recipe, held: Held, positions: Int[Array, " n"], streamed: StreamedBatch | None, update: Array | int
-) -> tuple[Array, Array]:
-    """Real images in [-1, 1] and labels of one update, from the device's set or from what the host has read."""
-    if streamed is not None:
-        images = DeviceImages(streamed.images[update], streamed.labels[update])
-        # The host has gathered and mirrored already; only the conversion is left.
-        order = jnp.arange(recipe.batch, dtype=jnp.int32)
-        return gather(images, order, jnp.zeros(recipe.batch, bool))
-    length = held.labels.shape[0]
-    indices, flips = positions_to_draws(held.seed, positions, length, mirror=recipe.mirror, xp=jnp)
-    return gather(held.images, indices, flips)
-
-
-def draw_update(
-    recipe: Recipe, held: Held, images_seen: Array, streamed: StreamedBatch | None, role: Role, update: Array | int
-) -> Draw:
-    """Everything random of one update, as a pure function of (seed, images seen, update)."""
-    positions = images_seen + update * recipe.batch + jnp.arange(recipe.batch, dtype=jnp.int32)
-    draw = draw_fakes(recipe, held, positions, role)
-    if role == "discriminator":
-        reals, labels = draw_reals(recipe, held, positions, streamed, update)
-        draw = draw._replace(reals=reals, real_labels=labels)
-    return recipe.shard(draw)
-
-
-# ------------------------------------------------------------------------------------------------------------- networks
-
-
-def call(module: nn.Module, params: Tree, frozen_stats: Tree, stats: Tree, *args: Any, **kwargs: Any) -> tuple[Any, Tree]:
-    """Runs a network with its statistics; returns its output and the moving statistics after the pass."""
-    variables = {"params": params, **{name: merge(frozen_stats.get(name, {}), stats.get(name, {})) for name in {*frozen_stats, *stats}}}
-    moving = [name for name, tree in stats.items() if tree]
-    if not moving:
-        return module.apply(variables, *args, **kwargs), stats
-    out, after = module.apply(variables, *args, mutable=moving, **kwargs)
-    return out, {name: pick(after[name], tree) if tree else tree for name, tree in stats.items()}
-
-
-@dataclass(frozen=True)
-class Bound:
-    """Both networks with everything that one update holds constant; trained leaves and statistics come with each call."""
-
-    recipe: Recipe
-    held: Held
-    methods: Mapping[str, MethodState]
-
-    def params(self, role: Role, trained: Tree, methods: Mapping[str, MethodState]) -> Tree:
-        """The weights that the network really uses: trained and frozen leaves, passed through the `weights` hooks."""
-        params = merge(trained, getattr(self.held, role).get("params", {}))
-        for method in self.recipe.with_hook("weights"):
-            params = method.weights(role, params, methods.get(method.name, MethodState()))
-        return params
-
-    def _frozen(self, role: Role) -> Tree:
-        return {name: tree for name, tree in getattr(self.held, role).items() if name != "params"}
-
-    def generate(self, params: Tree, stats: Tree, z: Array, c: Labels, want: tuple[str, ...] = ()) -> tuple[Picture, Tree]:
-        """Generator pass in training mode."""
-        train = self.recipe.batch_norm != "stored"
-        return call(self.recipe.networks.generator, params, self._frozen("generator"), stats, z, c, train=train, want=want)
-
-    def judge(self, params: Tree, stats: Tree, x: Array, c: Labels, want: tuple[str, ...] = ()) -> tuple[Judgement, Tree]:
-        """Discriminator pass in training mode."""
-        return call(self.recipe.networks.discriminator, params, self._frozen("discriminator"), stats, x, c, train=True, want=want)
-
-    def players(self, params_g: Tree, stats_g: Tree, params_d: Tree, stats_d: Tree) -> Players:
-        """The two networks as pure functions for the methods; their passes store no statistics."""
-        return Players(
-            G=lambda z, c, want=(): self.generate(params_g, stats_g, z, c, want)[0],
-            D=lambda x, c, want=(): self.judge(params_d, stats_d, x, c, want)[0],
-        )
-
-    def latents(self, keys: Any, z: Array, c: Labels, players: Players, methods: Mapping[str, MethodState]) -> tuple[Array, Labels]:
-        """Latents and labels after the `latents` hooks."""
-        for method in self.recipe.with_hook("latents"):
-            z, c = method.latents(fold(keys, f"{method.name}/latents"), z, c, players, methods.get(method.name, MethodState()))
-        return z, c
-
-    def view(
-        self, keys: Any, x: Array, c: Labels, side: Side, players: Players, methods: Mapping[str, MethodState]
-    ) -> tuple[Array, Labels]:
-        """Images and labels after the `view` hooks, in the order of the config."""
-        for method in self.recipe.with_hook("view"):
-            state = methods.get(method.name, MethodState())
-            x, c = method.view(fold(keys, f"{method.name}/view/{side}"), x, c, side, players, state)
-        return x, c
-
-    def terms(self, play: Play, due: frozenset[str], methods: Mapping[str, MethodState]) -> tuple[Array, dict[str, Array]]:
-        """Sum of the methods' terms for this role, and what they log."""
-        total, logged = jnp.float32(0.0), {}
-        for method in self.recipe.with_hook("loss"):
-            if method.name not in due:
-                continue
-            own = play._replace(keys=fold(play.keys, f"{method.name}/loss"))
-            term = method.loss(own, methods.get(method.name, MethodState()))
-            if term is None:
-                continue
-            total = total + method.every * term[0]
-            logged |= {f"{method.name}/{name}": value for name, value in term[1].items()}
-        return total, logged
-
-    def wants(self, role: Role) -> tuple[str, ...]:
-        """Stages of `role`'s network that some method's loss needs."""
-        return tuple(sorted({name for method in self.recipe.with_hook("loss") for name in method.wants.get(role, ())}))
-
-
-def _with_trained(methods: Mapping[str, MethodState], role: Role, trained: Mapping[str, Tree]) -> dict[str, MethodState]:
-    return {name: state._replace(**{role: trained[name]}) if name in trained else state for name, state in methods.items()}
+def _with_trained(
+    methods: Mapping[str, MethodState], role: Role, trained: Mapping[str, Tree]
+) -> dict[str, MethodState]:
+    return {
+        name: state._replace(**{role: trained[name]}) if name in trained else state for name, state in methods.items()
+    }
 
 
 def method_leaves(methods: Mapping[str, MethodState], role: Role) -> dict[str, Tree]:
@@ -268,7 +56,9 @@ def _first(logits: Array | tuple[Array, ...]) -> Array:
 def discriminator_objective(
     bound: Bound, state: GanState, due: frozenset[str], trained: Tree, stats: tuple[Tree, Tree], draw: Draw
 ) -> tuple[Array, tuple[tuple[Tree, Tree], dict[str, Array], tuple[Array, Array]]]:
-    """Loss of the discriminator on one micro-batch; returns (loss, (statistics after, metrics, (real, fake logits)))."""
+    """Loss of the discriminator on one micro-batch; returns (loss, (statistics after, metrics, (real, fake
+    logits))).
+    """
     recipe = bound.recipe
     stats_g, stats_d = stats
     methods = _with_trained(bound.methods, "discriminator", trained["methods"])
@@ -287,7 +77,9 @@ def discriminator_objective(
     want = bound.wants("discriminator")
     if recipe.joint_pass:
         n = seen_fake.shape[0]
-        both, stats_d = bound.judge(params_d, stats_d, jnp.concatenate([seen_fake, seen_real]), _join(c_fake, c_real), want)
+        both, stats_d = bound.judge(
+            params_d, stats_d, jnp.concatenate([seen_fake, seen_real]), _join(c_fake, c_real), want
+        )
         fake, real = jax.tree.map(lambda a: a[:n], both), jax.tree.map(lambda a: a[n:], both)
     else:
         fake, stats_d = bound.judge(params_d, stats_d, seen_fake, c_fake, want)
@@ -358,11 +150,13 @@ def _join(a: Array, b: Array) -> Array:
     return jnp.concatenate([a, b])
 
 
-def accumulated(objective: Callable, trained: Tree, stats: Tree, draw: Draw, count: int) -> tuple[Tree, Tree, dict, Any]:
+def accumulated(
+    objective: Callable, trained: Tree, stats: Tree, draw: Draw, count: int
+) -> tuple[Tree, Tree, dict, Any]:
     """Gradient of the mean over `count` micro-batches; exact for whatever does not couple images of a batch.
 
-    Returns (gradient, statistics after the last micro-batch, mean metrics, stacked outputs). Statistics advance with every micro-batch, as in
-    BigGAN-PyTorch.
+    Returns (gradient, statistics after the last micro-batch, mean metrics, stacked outputs). Statistics advance with
+    every micro-batch, as in BigGAN-PyTorch.
     """
     gradient = jax.value_and_grad(objective, has_aux=True)
     if count == 1:
@@ -384,7 +178,9 @@ def rate_labels(recipe: Recipe, role: Role, trained: Tree) -> Tree:
     """Rate group of each leaf of `{"network": ..., "methods": ...}`; leaves of methods take the network's base rate."""
     groups = recipe.rate_groups[role]
     return {
-        "network": jax.tree.map_with_path(lambda path, _: groups[jax.tree_util.keystr(path, simple=True, separator="/")], trained["network"]),
+        "network": jax.tree.map_with_path(
+            lambda path, _: groups[jax.tree_util.keystr(path, simple=True, separator="/")], trained["network"]
+        ),
         "methods": jax.tree.map(lambda _: "weights", trained["methods"]),
     }
 
@@ -406,7 +202,9 @@ def apply_gradient(
     """One optimizer step on `{"network": ..., "methods": ...}`; returns (trained, optimizer state)."""
     direction, optimizer = make_optimizer(recipe, role).update(grads, optimizer, trained)
     rates = held.rates[role]
-    moved = jax.tree.map(lambda p, u, group: p - rates[group] * u, trained, direction, rate_labels(recipe, role, trained))
+    moved = jax.tree.map(
+        lambda p, u, group: p - rates[group] * u, trained, direction, rate_labels(recipe, role, trained)
+    )
     return moved, optimizer
 
 
@@ -503,7 +301,9 @@ def finish(recipe: Recipe, state: GanState, observed: tuple | None) -> GanState:
 
 def add_to_tick(tick: dict[str, Array], metrics: dict[str, Array]) -> dict[str, Array]:
     """Adds metrics to the running `(sum, count)` of the tick; a metric that was not computed keeps its own count."""
-    return tick | {name: tick[name] + jnp.stack([value.astype(jnp.float32), jnp.float32(1)]) for name, value in metrics.items()}
+    return tick | {
+        name: tick[name] + jnp.stack([value.astype(jnp.float32), jnp.float32(1)]) for name, value in metrics.items()
+    }
 
 
 def step(
@@ -511,7 +311,11 @@ def step(
 ) -> GanState:
     """One whole iteration: draws, updates, metrics of the tick."""
     update = partial(draw_update, recipe, held, state.images_seen, streamed)
-    draws = [update("discriminator", k) for k in range(recipe.d_steps)] if trains(recipe, state, "discriminator") else [None]
+    draws = (
+        [update("discriminator", k) for k in range(recipe.d_steps)]
+        if trains(recipe, state, "discriminator")
+        else [None]
+    )
     draws_d = jax.tree.map(lambda *parts: jnp.stack(parts), *draws)
     after, metrics = iterate(recipe, due, state, held, draws_d, update("generator", 0))
     return after.replace(tick=add_to_tick(state.tick, metrics))
@@ -524,7 +328,9 @@ def metric_names(recipe: Recipe, state: GanState, held: Held, streamed: Streamed
     def metrics(state: GanState, held: Held, streamed: StreamedBatch | None) -> dict[str, Array]:
         update = partial(draw_update, recipe, held, state.images_seen, streamed)
         draws = [update("discriminator", k) for k in range(recipe.d_steps)]
-        return iterate(recipe, everything, state, held, jax.tree.map(lambda *p: jnp.stack(p), *draws), update("generator", 0))[1]
+        return iterate(
+            recipe, everything, state, held, jax.tree.map(lambda *p: jnp.stack(p), *draws), update("generator", 0)
+        )[1]
 
     return tuple(sorted(jax.eval_shape(metrics, state, held, streamed)))
 

@@ -1,9 +1,10 @@
-"""The quickstart's three ways over several seeds: the table of docs/results/quickstart.md, and the sweep that chose the settings.
+"""The quickstart's three ways over seeds: the table of docs/results/quickstart.md, and the sweep before it.
 
     python launch/experiments/quickstart_seeds.py sweep --seeds 3,4 --workdir runs/sweep
     python launch/experiments/quickstart_seeds.py table --seeds 0,1,2 --workdir runs/seeds
 
-The sweep gives every way the same number of settings, on seeds that the table does not use. A run that is done is not run again.
+The sweep gives every way the same number of settings, on seeds that the table does not use. A run that is done is not
+run again.
 """
 
 import argparse
@@ -31,7 +32,8 @@ def rates(g: float, d: float, rows: float) -> dict:
     return {"optimizer.lr_g": g, "optimizer.lr_d": d, "optimizer.lr_class_embedding": rows}
 
 
-# Four settings for each way. From scratch the rows take the same rate as the weights, or the large one of the transfer ways.
+# Four settings for each way. From scratch the rows take the same rate as the weights, or the large one of the transfer
+# ways.
 SWEEP = {
     "scratch": {
         "1e-3": rates(1e-3, 1e-3, 1e-3),
@@ -73,8 +75,13 @@ def spread(values: list[float | None], digits: int) -> str:
 
 def table(results: dict[str, dict[int, list[dict]]]) -> str:
     """Markdown: one row per kimg and way, means over seeds with their range."""
-    lines = ["| kimg | way | " + " | ".join(name.replace("_", " ") for name in SHOWN) + " |", "| --- " * (len(SHOWN) + 2) + "|"]
-    points = sorted({record["kimg"] for by_seed in results.values() for records in by_seed.values() for record in records})
+    lines = [
+        "| kimg | way | " + " | ".join(name.replace("_", " ") for name in SHOWN) + " |",
+        "| --- " * (len(SHOWN) + 2) + "|",
+    ]
+    points = sorted(
+        {record["kimg"] for by_seed in results.values() for records in by_seed.values() for record in records}
+    )
     for kimg in points:
         for way, by_seed in results.items():
             found = [r["metrics"] for records in by_seed.values() for r in records if r["kimg"] == kimg]

@@ -1,7 +1,7 @@
 """Makes the shipped source `glyphs` and its results page out of a finished run of configs/pretrain_glyphs.py.
 
-    gantransfer finetune --config configs/pretrain_glyphs.py --workdir runs/glyphs
-    python launch/experiments/release_glyphs.py runs/glyphs
+gantransfer finetune --config configs/pretrain_glyphs.py --workdir runs/glyphs
+python launch/experiments/release_glyphs.py runs/glyphs
 """
 
 import json
@@ -36,14 +36,14 @@ def main() -> None:
     protocol = record["protocol"]
     notes = f"""## How it was trained
 
-`configs/pretrain_glyphs.py`: logistic loss, R1, a class head on the discriminator, no spectral norm; 11,100 letters rendered from the fonts
-that matplotlib bundles, in the form of scikit-learn's handwritten digits. No digit was seen.
+`configs/pretrain_glyphs.py`: logistic loss, R1, a class head on the discriminator, no spectral norm; 11,100 letters
+rendered from the fonts that matplotlib bundles, in the form of scikit-learn's handwritten digits. No digit was seen.
 
 ## Class agreement and what stands beside it
 
-{protocol["n_generated"]} samples against {protocol["n_real"]} unseen letters, features and judgement by `{protocol["network"]}`
-({protocol["network_sha256"][:8]}), k = {protocol["k"]}, one seed. Agreement alone hides collapse: read it with recall and with the deviation
-inside classes (1 = as in real letters).
+{protocol["n_generated"]} samples against {protocol["n_real"]} unseen letters, features and judgement by
+`{protocol["network"]}` ({protocol["network_sha256"][:8]}), k = {protocol["k"]}, one seed. Agreement alone hides
+collapse: read it with recall and with the deviation inside classes (1 = as in real letters).
 
 {log_table(run)}
 """

@@ -1,4 +1,4 @@
-"""One whole training iteration equals the reference's: losses, parameters, statistics, Adam's moments, running average."""
+"""One whole training iteration equals the reference's: losses, weights, statistics, moments, average."""
 
 import json
 from functools import partial
@@ -13,10 +13,12 @@ from flax.traverse_util import flatten_dict
 from gantransfer import models
 from gantransfer.methods import parse_method
 from gantransfer.objectives.losses import get_loss
+from gantransfer.training.draws import Draw
 from gantransfer.training.partition import MODES, make_partition, split
 from gantransfer.training.prepare import divide
+from gantransfer.training.recipe import Recipe
 from gantransfer.training.state import GanState, Held, copy
-from gantransfer.training.step import Draw, Recipe, iterate, make_optimizer
+from gantransfer.training.step import iterate, make_optimizer
 from tests.parity import biggan_weights, torch_files
 
 RATE = {"generator": "G", "discriminator": "D"}
@@ -56,7 +58,9 @@ def build(config, weights):
         eps=config["adam_eps"],
         ema_decay=config["ema_decay"],
         # The reference counts iterations: the one recorded is number 4.
-        ema_start=float(config["ema_start"] * config["batch_size"] * config["num_D_accumulations"] * config["num_D_steps"]),
+        ema_start=float(
+            config["ema_start"] * config["batch_size"] * config["num_D_accumulations"] * config["num_D_steps"]
+        ),
         ema_rampup=None,
         mirror=False,
         fake_labels="uniform",
@@ -69,7 +73,9 @@ def build(config, weights):
     for role, letter in RATE.items():
         tree = {"network": moving[role].trained, "methods": {}}
         fresh = make_optimizer(recipe, role).init(tree)
-        optimizers[role] = with_second_moments(fresh, weights / f"{letter}_optim.pth", role, options, weights / f"{letter}.pth")
+        optimizers[role] = with_second_moments(
+            fresh, weights / f"{letter}_optim.pth", role, options, weights / f"{letter}.pth"
+        )
     state = GanState(
         images_seen=jnp.int32(3 * recipe.images_per_step),
         generator=moving["generator"],
@@ -95,11 +101,15 @@ def with_second_moments(optimizer, path, role, options, weights):
     moments = {name: np.asarray(saved["state"][i]["exp_avg_sq"]) for name, i in zip(names, ids, strict=True)}
     tree = biggan_weights.to_variables(role, moments, options)["params"]
     (steps,) = {int(entry["step"]) for entry in saved["state"].values()}
-    return optax.tree.set(optimizer, nu={"network": jax.tree.map(jnp.asarray, tree), "methods": {}}, count=jnp.int32(steps))
+    return optax.tree.set(
+        optimizer, nu={"network": jax.tree.map(jnp.asarray, tree), "methods": {}}, count=jnp.int32(steps)
+    )
 
 
 def recorded_draws(recipe, fixture, config):
-    """The reference's draws as ours: discriminator updates first, then the generator's; micro-batches are consecutive."""
+    """The reference's draws as ours: discriminator updates first, then the generator's; micro-batches are
+    consecutive.
+    """
     size, updates = config["batch_size"] * config["num_D_accumulations"], recipe.d_steps
     count = config["num_D_accumulations"]
     z = fixture["z"].reshape(-1, fixture["z"].shape[-1])
@@ -107,7 +117,10 @@ def recorded_draws(recipe, fixture, config):
     reals = fixture["x_u8"].transpose(0, 2, 3, 1).astype(np.float32) / 127.5 - 1
     keys = jax.random.split(jax.random.key(0), size)
     first = updates * size
-    assert len(z) == first + config["batch_size"] * config["num_G_accumulations"] and config["num_G_accumulations"] == count
+    assert (
+        len(z) == first + config["batch_size"] * config["num_G_accumulations"]
+        and config["num_G_accumulations"] == count
+    )
     shape = (updates, size)
     draws_d = Draw(
         jnp.asarray(reals.reshape(*shape, *reals.shape[1:])),
@@ -184,12 +197,15 @@ def test_updated_entries_equal_the_reference(iteration, role):
 def test_probes_of_every_entry_equal_the_reference(iteration, role):
     config, fixture, deviation, _, result, _, _ = iteration
     letter = {"generator": "G", "discriminator": "D", "ema": "G_ema"}[role]
-    for key, expected in zip(fixture[f"after_probe/{letter}/names"], fixture[f"after_probe/{letter}/values"], strict=True):
+    for key, expected in zip(
+        fixture[f"after_probe/{letter}/names"], fixture[f"after_probe/{letter}/values"], strict=True
+    ):
         if noise(deviation, letter[0], key):
             continue
         actual = probe(result[role][key])
         size = result[role][key].size
-        # A sum over a leaf may collect the tolerated error of every entry: 1e-2 of an update of about one learning rate each.
+        # A sum over a leaf may collect the tolerated error of every entry: 1e-2 of an update of about one learning rate
+        # each.
         allowed = 1e-2 * max(config["G_lr"], config["D_lr"]) * np.sqrt(size) * 3 + 2e-5 * abs(expected[1])
         np.testing.assert_allclose(actual, expected, atol=allowed, rtol=1e-5, err_msg=key)
 
@@ -200,7 +216,9 @@ def test_second_moments_equal_the_reference(iteration):
         optimizer = after.optimizer_g if role == "generator" else after.optimizer_d
         moments = biggan_weights.to_reference(role, {"params": optax.tree.get(optimizer, "nu")["network"]})
         for key, expected in zip(
-            fixture[f"optim_probe/{letter}/exp_avg_sq/names"], fixture[f"optim_probe/{letter}/exp_avg_sq/values"], strict=True
+            fixture[f"optim_probe/{letter}/exp_avg_sq/names"],
+            fixture[f"optim_probe/{letter}/exp_avg_sq/values"],
+            strict=True,
         ):
             if not noise(deviation, letter, key):
                 np.testing.assert_allclose(probe(moments[key])[:2], expected[:2], rtol=2e-2, atol=1e-12, err_msg=key)
@@ -211,7 +229,9 @@ def test_a_frozen_leaf_would_be_noticed(iteration):
     """The comparison is sharp: every trained leaf of the reference moved by more than the tolerance."""
     _, fixture, deviation, before, _, _, _ = iteration
     moved = [
-        np.abs(fixture[f"after/{letter}/{key}"] - before[role][key].reshape(fixture[f"after/{letter}/{key}"].shape)).max()
+        np.abs(
+            fixture[f"after/{letter}/{key}"] - before[role][key].reshape(fixture[f"after/{letter}/{key}"].shape)
+        ).max()
         for role, letter in RATE.items()
         for key in (n.removeprefix(f"after/{letter}/") for n in fixture.files if n.startswith(f"after/{letter}/"))
         if key.endswith("weight") and not noise(deviation, letter, key)
