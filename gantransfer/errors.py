@@ -18,7 +18,8 @@ class UserError(Exception):
         super().__init__(f"{field}: {value!r} is not accepted; allowed: {allowed}")
 
     def __reduce__(self):
-        # Exceptions cross process borders in streaming data workers; the default would pass one string to three arguments.
+        # Exceptions cross process borders in streaming data workers; the default would pass one string to three
+        # arguments.
         return type(self), (self.field, self.value, self.allowed)
 
 
@@ -32,13 +33,23 @@ def one_of(field: str, value: str, names: Iterable[str]) -> str:
 
 
 class NotFinite(Exception):
-    """A training that left the finite numbers: the metric's name, its value, and when."""
+    """A training that left the finite numbers; one line names the metric and says what helps.
+
+    Args:
+      metric: its name.
+      value: what it was.
+      images_seen: when.
+    """
 
     def __init__(self, metric: str, value: float, images_seen: int):
         self.metric, self.value, self.images_seen = metric, value, images_seen
         super().__init__(
-            f"training diverged: {metric} is {value} at {images_seen / 1000:g} kimg; lower the learning rates or go back to an earlier checkpoint"
+            f"training diverged: {metric} is {value} at {images_seen / 1000:g} kimg; lower optimizer.lr_g and "
+            "optimizer.lr_d in another workdir, or set compute.dtype=float32 if it was another"
         )
+
+    def __reduce__(self):
+        return type(self), (self.metric, self.value, self.images_seen)
 
 
 class Stopped(Exception):
@@ -46,4 +57,7 @@ class Stopped(Exception):
 
     def __init__(self, workdir: str, images_seen: int):
         self.workdir, self.images_seen = workdir, images_seen
-        super().__init__(f"stopped by a signal at {images_seen / 1000:g} kimg, saved in {workdir}; run the same command again to go on")
+        super().__init__(
+            f"stopped by a signal at {images_seen / 1000:g} kimg, saved in {workdir}; "
+            "run the same command again to go on"
+        )

@@ -27,6 +27,7 @@ class Run:
       name: what the report calls it; different for different runs of one report.
       config: every setting, by dotted name.
       source, data: what `source.json` and `data.json` say; empty where they are missing.
+      environment: what `environment.json` says of versions and devices; empty where it is missing.
       partition: one record a leaf; empty where it is missing.
       ticks, timing, evaluations: records by images seen. Where a restart repeated some, the later ones count.
       grids: PNG file of each grid of fakes, by images seen.
@@ -41,6 +42,7 @@ class Run:
     config: Mapping[str, Any]
     source: Mapping[str, Any]
     data: Mapping[str, Any]
+    environment: Mapping[str, Any]
     partition: Sequence[Record]
     ticks: Sequence[Record]
     timing: Sequence[Record]
@@ -116,6 +118,7 @@ def read_run(folder: Path, name: str) -> Run:
         config=flattened(_read_json(folder / "config.json", {})),
         source=_read_json(folder / "source.json", {}),
         data=_read_json(folder / "data.json", {}),
+        environment=_read_json(folder / "environment.json", {}),
         partition=_read_json(folder / "partition.json", []),
         ticks=_latest(lines["metrics"], lambda record: record["images_seen"]),
         timing=_latest(lines["timing"], lambda record: record["images_seen"]),

@@ -234,5 +234,5 @@ def groups(run: Run) -> list[Group]:
 def versions(run: Run) -> dict[str, str]:
     """Library versions that the run or its last evaluation wrote down."""
     protocol = run.evaluations[-1].get("protocol", {}) if run.evaluations else {}
-    found = {name.removeprefix("versions."): v for name, v in run.config.items() if name.startswith("versions.")}
+    found = run.environment.get("versions", {})
     return {name: str(version) for name, version in (found or protocol.get("versions", {})).items()}

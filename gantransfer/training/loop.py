@@ -4,13 +4,15 @@ Everything periodic happens at a pure function of the number of images seen, so 
 writes what an uninterrupted run writes, byte for byte; wall-clock times go to a file of their own.
 """
 
+import platform
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
+from gantransfer import __version__
 from gantransfer import config as fields
 from gantransfer.data.batches import Stream, stream
 from gantransfer.data.image_set import ImageSet
@@ -97,6 +100,16 @@ def describe_data(images: ImageSet) -> dict[str, Any]:
     }
 
 
+def describe_environment() -> dict[str, Any]:
+    """What environment.json says: versions and devices of the process that started the run."""
+    packages = ("gantransfer", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return {"versions": {"gantransfer": __version__, **versions}, "devices": [str(device) for device in jax.devices()]}
+
+
 def begin(task: Task, folder: RunFolder) -> None:
     """Writes what a new run starts from: config, data, source, partition, and the networks at the first step."""
     write_source(
@@ -111,6 +124,7 @@ def begin(task: Task, folder: RunFolder) -> None:
     }
     folder.write_json("source.json", record | {"fingerprint": task.source.fingerprint(), "options": dict(info.options)})
     folder.write_json("data.json", describe_data(task.images))
+    folder.write_json("environment.json", describe_environment())
     folder.write_json("partition.json", task.partition.to_json())
     # Last: a folder with a config is a run that has begun.
     folder.write_json("config.json", fields.to_json(task.config))

@@ -20,33 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from gantransfer.errors import UserError
+from gantransfer.errors import NotFinite, UserError
 from gantransfer.training.checkpoint import disk_full, is_disk_full, listing
 
 FOLDERS = ("tensorboard", "checkpoints", "snapshots", "grids")
 METRICS, TIMING, EVALUATIONS = "metrics.jsonl", "timing.jsonl", "evaluations.jsonl"
 # Folders on some network file systems cannot be locked at all.
 CANNOT_LOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-
-
-class NotFinite(Exception):
-    """Training came to a number that is not finite; one line names it and says what helps.
-
-    Args:
-      name: the metric.
-      value: what it was.
-      images_seen: when.
-    """
-
-    def __init__(self, name: str, value: float, images_seen: int):
-        self.name, self.value, self.images_seen = name, value, images_seen
-        super().__init__(
-            f"{name} is {value} after {images_seen} images; start again in another workdir with lower optimizer.lr_g "
-            "and optimizer.lr_d, or with compute.dtype=float32 if it was another"
-        )
-
-    def __reduce__(self):
-        return type(self), (self.name, self.value, self.images_seen)
 
 
 class RunFolder:
@@ -149,7 +129,7 @@ class RunFolder:
 
     def grid(self, images_seen: int) -> Path:
         """Where the image grid made after so many images belongs."""
-        return self.path / "grids" / f"{images_seen:09d}.png"
+        return self.path / "grids" / f"fakes_{images_seen:09d}.png"
 
     def snapshot(self, images_seen: int) -> Path:
         """Where the snapshot (a folder) made after so many images belongs."""
@@ -235,7 +215,7 @@ class Records:
                 )
         for folder in ("grids", "snapshots"):
             for path in sorted((self._run.path / folder).iterdir()):
-                if (number := re.match(r"\d{9,}", path.name)) and int(number[0]) > images_seen:
+                if (number := re.match(r"(?:fakes_)?(\d{9,})", path.name)) and int(number[1]) > images_seen:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
                     self._run.say(f"{folder}/{path.name}: from after image {images_seen}, removed; it comes again")
         self._resumed_at = images_seen

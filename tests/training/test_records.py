@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gantransfer.errors import UserError
+from gantransfer.errors import NotFinite, UserError
 from gantransfer.training import records
-from gantransfer.training.records import NotFinite, Records, RunFolder, check_finite, is_due, memory_in_use, status_line
+from gantransfer.training.records import Records, RunFolder, check_finite, is_due, memory_in_use, status_line
 
 FIXED = ("model.", "data.", "seed", "batch")
 
@@ -278,9 +278,10 @@ def test_memory_is_that_of_a_process():
 
 @pytest.mark.parametrize("value", [float("nan"), np.float32("inf"), -np.inf])
 def test_a_number_that_is_not_finite_stops_with_its_name(value):
-    with pytest.raises(NotFinite, match="^loss_g is (nan|inf|-inf) after 640 images; ") as stop:
+    with pytest.raises(NotFinite, match="^training diverged: loss_g is (nan|inf|-inf) at 0.64 kimg; ") as stop:
         check_finite(640, {"loss_d": 1.0, "loss_g": value, "p": 0})
     assert "\n" not in str(stop.value)
+    assert stop.value.metric == "loss_g" and stop.value.images_seen == 640
     assert str(pickle.loads(pickle.dumps(stop.value))) == str(stop.value)
 
 
