@@ -26,8 +26,14 @@ from jaxtyping import Array, Float
 Form = Literal["rewritten", "plain"]
 FORMS: tuple[Form, Form] = ("rewritten", "plain")
 
-Image = Float[Array, "n h w c"]
 Kernel = Float[Array, "kh kw i o"]
+Kernel3 = Float[Array, "3 3 i o"]
+Kernel1 = Float[Array, "1 1 i o"]
+# Before and after a change of size or width; the letters are bound within one call.
+Inputs = Float[Array, "n h w i"]
+Outputs = Float[Array, "n h w o"]
+Upsampled = Float[Array, "n 2*h 2*w o"]
+Pooled = Float[Array, "n h//2 w//2 o"]
 Size = tuple[int, int]
 
 # Kernel gradients with fewer outputs than this are computed with input and cotangent exchanged.
@@ -38,14 +44,16 @@ _FEW_OUTPUTS = 8
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve(u: Image, k: Kernel, stride: int, padding: int) -> Image:
+def convolve(u: Inputs, k: Kernel, stride: int, padding: int) -> Float[Array, "n ho wo o"]:
     """`S(u, k)`: cross-correlation with equal zero padding on all sides."""
     pads = [(padding, padding)] * 2
     return lax.conv_general_dilated(u, k, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def transposed(x: Image, k: Kernel, stride: int, padding: int, size: Size) -> Image:
+def transposed(
+    x: Float[Array, "n ho wo o"], k: Kernel, stride: int, padding: int, size: Size
+) -> Inputs:
     """`T(x, k)`: the adjoint of `convolve` in its input, which was `size` = (height, width) large."""
     pads = []
     for length, kernel, given in zip(size, k.shape[:2], x.shape[1:3], strict=True):
@@ -58,7 +66,9 @@ def transposed(x: Image, k: Kernel, stride: int, padding: int, size: Size) -> Im
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def kernel_gradient(u: Image, x: Image, stride: int, padding: int, size: Size) -> Kernel:
+def kernel_gradient(
+    u: Inputs, x: Float[Array, "n ho wo o"], stride: int, padding: int, size: Size
+) -> Kernel:
     """`W(u, x)`: the adjoint of `convolve` in its kernel, which was `size` = (height, width) large."""
     if stride == 1 and x.shape[3] < _FEW_OUTPUTS <= u.shape[3] and size[0] == size[1]:
         # Few outputs make a thin product; with the roles exchanged the result is the same, turned by 180 degrees.
@@ -67,7 +77,7 @@ def kernel_gradient(u: Image, x: Image, stride: int, padding: int, size: Size) -
     return _native_kernel_gradient(u, x, stride, padding, size)
 
 
-def _native_kernel_gradient(u: Image, x: Image, stride: int, padding: int, size: Size) -> Kernel:
+def _native_kernel_gradient(u, x, stride, padding, size):
     pads = [
         (padding, stride * (given - 1) + kernel - length - padding)
         for length, kernel, given in zip(u.shape[1:3], size, x.shape[1:3], strict=True)
@@ -104,21 +114,21 @@ kernel_gradient.defvjp(_keep(kernel_gradient), _kernel_gradient_backward)
 # What networks call.
 
 
-def conv3x3(x: Image, kernel: Float[Array, "3 3 i o"], form: Form) -> Image:
+def conv3x3(x: Inputs, kernel: Kernel3, form: Form) -> Outputs:
     """A 3x3 convolution that keeps the size."""
     if form == "plain":
         return _plain(x, kernel)
     return convolve(x, kernel, 1, 1)
 
 
-def conv1x1(x: Image, kernel: Float[Array, "1 1 i o"], form: Form) -> Image:
+def conv1x1(x: Inputs, kernel: Kernel1, form: Form) -> Outputs:
     """A 1x1 convolution; rewritten as a product over channels."""
     if form == "plain":
         return _plain(x, kernel)
     return jnp.einsum("nhwi,io->nhwo", x, kernel[0, 0])
 
 
-def upsample2(x: Image, form: Form) -> Image:
+def upsample2(x: Outputs, form: Form) -> Upsampled:
     """Nearest-neighbour upsampling by 2."""
     if form == "plain":
         return x.repeat(2, axis=1).repeat(2, axis=2)
@@ -126,7 +136,7 @@ def upsample2(x: Image, form: Form) -> Image:
     return jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
 
 
-def mean_pool2(x: Image, form: Form) -> Image:
+def mean_pool2(x: Outputs, form: Form) -> Pooled:
     """The mean of each 2x2 square; sides must be even."""
     if form == "plain":
         n, h, w, c = x.shape
@@ -135,7 +145,7 @@ def mean_pool2(x: Image, form: Form) -> Image:
     return 0.25 * ((a + b) + (c + d))
 
 
-def max_pool2(x: Image, form: Form) -> Image:
+def max_pool2(x: Outputs, form: Form) -> Pooled:
     """The maximum of each 2x2 square; sides must be even.
 
     Where two of the four are equal and largest, the rewritten form shares the gradient between them and the plain form
@@ -147,7 +157,7 @@ def max_pool2(x: Image, form: Form) -> Image:
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
 
 
-def upsample_conv3x3(x: Image, kernel: Float[Array, "3 3 i o"], form: Form) -> Image:
+def upsample_conv3x3(x: Inputs, kernel: Kernel3, form: Form) -> Upsampled:
     """Nearest upsampling by 2, then a 3x3 convolution; rewritten as a 4x4 transposed one with stride 2."""
     if form == "plain":
         return _plain(upsample2(x, form), kernel)
@@ -155,36 +165,36 @@ def upsample_conv3x3(x: Image, kernel: Float[Array, "3 3 i o"], form: Form) -> I
     return transposed(x, wide, 2, 1, (2 * x.shape[1], 2 * x.shape[2]))
 
 
-def conv3x3_pool(x: Image, kernel: Float[Array, "3 3 i o"], form: Form) -> Image:
+def conv3x3_pool(x: Inputs, kernel: Kernel3, form: Form) -> Pooled:
     """A 3x3 convolution, then the mean of each 2x2 square; rewritten as a 4x4 convolution with stride 2."""
     if form == "plain":
         return mean_pool2(_plain(x, kernel), form)
     return convolve(x, 0.25 * _spread(kernel), 2, 1)
 
 
-def upsample_conv1x1(x: Image, kernel: Float[Array, "1 1 i o"], form: Form) -> Image:
+def upsample_conv1x1(x: Inputs, kernel: Kernel1, form: Form) -> Upsampled:
     """Nearest upsampling by 2 and a 1x1 convolution; rewritten with the convolution first, on a quarter of the pixels."""
     if form == "plain":
         return conv1x1(upsample2(x, form), kernel, form)
     return upsample2(conv1x1(x, kernel, form), form)
 
 
-def conv1x1_pool(x: Image, kernel: Float[Array, "1 1 i o"], form: Form) -> Image:
+def conv1x1_pool(x: Inputs, kernel: Kernel1, form: Form) -> Pooled:
     """A 1x1 convolution and the mean of each 2x2 square; rewritten with the mean first."""
     if form == "plain":
         return mean_pool2(conv1x1(x, kernel, form), form)
     return conv1x1(mean_pool2(x, form), kernel, form)
 
 
-def _plain(x: Image, kernel: Kernel) -> Image:
+def _plain(x: Inputs, kernel: Kernel) -> Outputs:
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _corners(x: Image) -> tuple[Image, Image, Image, Image]:
+def _corners(x):
     return x[:, ::2, ::2], x[:, ::2, 1::2], x[:, 1::2, ::2], x[:, 1::2, 1::2]
 
 
-def _spread(kernel: Float[Array, "3 3 i o"]) -> Float[Array, "4 4 i o"]:
+def _spread(kernel: Kernel3) -> Float[Array, "4 4 i o"]:
     """The full convolution of a kernel with a 2x2 square of ones."""
     rows = jnp.pad(kernel, ((0, 1), (0, 0), (0, 0), (0, 0))) + jnp.pad(kernel, ((1, 0), (0, 0), (0, 0), (0, 0)))
     return jnp.pad(rows, ((0, 0), (0, 1), (0, 0), (0, 0))) + jnp.pad(rows, ((0, 0), (1, 0), (0, 0), (0, 0)))
