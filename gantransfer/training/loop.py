@@ -236,7 +236,9 @@ class Trainer:
         snapshot = self.due(seen, self.config.run.snapshot_kimg) or last
         if snapshot:
             self.show(state, seen)
-        if self.evaluator is None or not self.evaluator.due(seen, snapshot, self.task.recipe.images_per_step):
+        if self.evaluator is None:
+            return None
+        if not (last or self.evaluator.due(seen, snapshot, self.task.recipe.images_per_step)):
             return None
         return self.evaluate(self.task.as_source(state, self.folder.path.name), seen)
 
