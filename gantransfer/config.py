@@ -170,7 +170,9 @@ FIELDS: dict[str, Field] = {
         None, str, "feature network of the evaluations during training; None: none", optional=True
     ),
     "evaluate.data": Field(None, str, "reference images; None: the run's own images", optional=True),
-    "evaluate.kimg": Field((), tuple, 'kimg at which to evaluate beside the end, such as ("0", "6.4"); empty: at every snapshot'),
+    "evaluate.kimg": Field(
+        (), tuple, 'kimg at which to evaluate beside the end, such as ("0", "6.4"); empty: at every snapshot'
+    ),
     "evaluate.samples": Field(2000, int, "generated images per evaluation", 2),
     "evaluate.best": Field("frechet_distance", str, "metric by which the best checkpoint is kept"),
 }

@@ -57,4 +57,4 @@ def test_quickstart_runs_prints_its_table_and_writes_its_page(tmp_path):
         assert [record["kimg"] for record in records] == [0.0, 0.128]
         assert f"{records[0]['metrics']['class_accuracy']:.3f}" in done.stdout
     page = (tmp_path / "report.html").read_text("utf-8")
-    assert "class_embedding_only" in page and "data:image/png;base64" in page and "src=\"http" not in page
+    assert "class_embedding_only" in page and "data:image/png;base64" in page and 'src="http' not in page
