@@ -85,6 +85,10 @@ def resolve(
     labels: np.ndarray | Array | Sequence[int] | None,
     seed: int,
 ) -> tuple[MappedClass, ...]:
+    """Turns a policy into one `MappedClass` per target class.
+
+    Arguments and errors are those of `surgery.change_classes`, with a policy that is known.
+    """
     n, names = source.info.num_classes, source.info.class_names
 
     def of(name: str, sources: Sequence[int], weights: Sequence[float] | None = None, score: float | None = None):

@@ -29,6 +29,7 @@ EMA, RAW, DISCRIMINATOR = "generator.safetensors", "generator_raw.safetensors", 
 # Names of safetensors for the types that variables have.
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "uint32": "U32", "bool": "BOOL"}
 LISTED = 6
+LARGEST_OPTION = 10**6
 
 
 def write_source(folder: str | Path, source: Source, *, card: str) -> None:
@@ -180,6 +181,10 @@ def _read_config(file: Path) -> dict[str, Any]:
     is_count = lambda value: value is None or (type(value) is int and value >= 0)
     is_names = lambda value: isinstance(value, list) and all(map(is_text, value))
     is_settings = lambda value: isinstance(value, dict)
+    is_options = lambda value: (
+        is_settings(value)
+        and not any(isinstance(inner, int | float) and not abs(inner) <= LARGEST_OPTION for inner in value.values())
+    )
     is_has = lambda value: (
         is_settings(value)
         and set(value) == {"generator", "ema", "discriminator"}
@@ -192,7 +197,8 @@ def _read_config(file: Path) -> dict[str, Any]:
         "images_seen": (is_count, "a number of images, or null"),
         "fingerprint": (lambda value: value is None or is_text(value), "a SHA-256 in hexadecimal, or null"),
     }
-    rules |= {key: (is_settings, "settings by name") for key in ("options", "sample_defaults")}
+    rules |= {"sample_defaults": (is_settings, "settings by name")}
+    rules |= {"options": (is_options, f"options by name, numbers up to {LARGEST_OPTION}")}
     rules |= {key: (is_text, "text") for key in ("name", "family", "licence", "origin", "trained_on")}
     if set(config) != set(rules):
         wrong = sorted(set(config) ^ set(rules))
@@ -200,6 +206,9 @@ def _read_config(file: Path) -> dict[str, Any]:
     for key, (accepts, words) in rules.items():
         if not accepts(config[key]):
             raise UserError(f"{file}: {key}", config[key], words)
+    count, names = config["options"].get("num_classes", len(config["class_names"])), len(config["class_names"])
+    if count != names:
+        raise UserError(f"{file}: class_names", f"{names} names", f"{count} names, as options.num_classes says")
     return config
 
 

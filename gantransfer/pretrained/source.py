@@ -7,10 +7,11 @@ or for fewer, gives the same ones.
 
 import dataclasses
 import hashlib
+import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Float32, UInt8
 
 from gantransfer.errors import UserError, one_of
@@ -252,11 +253,13 @@ def load(name: str | Path) -> Source:
 
     if name in catalogue.CATALOGUE:
         return folder.read_source(catalogue.CATALOGUE[str(name)].folder)
-    path, _, which = (str(name), "", "") if Path(name).exists() else str(name).rpartition("@")
-    place = Path(path or name)
-    if (place / "snapshots").is_dir():
-        return folder.read_source(folder.find_snapshot(place, which or None))
-    if place.is_dir() and not which:
+    # os.path answers no, where Path raises, for names that cannot be paths at all.
+    place, at, which = str(name).rpartition("@")
+    if not at or os.path.exists(name):
+        place, which = str(name), ""
+    if os.path.isdir(os.path.join(place, "snapshots")):
+        return folder.read_source(folder.find_snapshot(Path(place), which or None))
+    if os.path.isfile(os.path.join(place, "config.json")) and not which:
         return folder.read_source(place)
     kinds = "a catalogue name ({}), a source folder or snapshot, a run, RUN@IMAGES or RUN@SNAPSHOT"
     raise UserError("source", str(name), kinds.format(catalogue.near(str(name))))
@@ -312,17 +315,20 @@ def build_networks(
 
 def initial_variables(networks: Networks, seed: int) -> tuple[Variables, Variables]:
     """Returns random variables of both networks, all collections; same seed, same values."""
-    return _compiled_initial(*_initial_arguments(networks), jax.random.key(seed))
+    both = unflatten_dict(_compiled_initial()(*_initial_arguments(networks), None, jax.random.key(seed)), sep="/")
+    return both["generator"], both["discriminator"]
 
 
 def initial_leaves(networks: Networks, seed: int, paths: Sequence[str]) -> dict[str, Array]:
     """Returns some leaves of `initial_variables` by path (`generator/params/...`), without computing the others."""
-    return _compiled_leaves(*_initial_arguments(networks), tuple(paths), jax.random.key(seed))
+    return _compiled_initial()(*_initial_arguments(networks), tuple(paths), jax.random.key(seed))
 
 
 def variable_shapes(networks: Networks) -> tuple[Variables, Variables]:
     """Returns shapes and dtypes of both networks' variables, without computing them."""
-    return jax.eval_shape(partial(_initial, *_initial_arguments(networks)), jax.random.key(0))
+    shapes = jax.eval_shape(partial(_initial, *_initial_arguments(networks), None), jax.random.key(0))
+    both = unflatten_dict(shapes, sep="/")
+    return both["generator"], both["discriminator"]
 
 
 def _initial_arguments(networks: Networks) -> tuple[Any, ...]:
@@ -431,30 +437,25 @@ def _latents(key: Array, indices: Array, z_dim: int, cut: bool) -> Array:
 
 
 def _initial(
-    generator: nn.Module, discriminator: nn.Module, shape: tuple[int, int, int], z_dim: int, key: Array
-) -> tuple[Variables, Variables]:
-    labels = jnp.zeros((1,), jnp.int32)
-    key_of = lambda role: jax.random.fold_in(key, zlib.crc32(role.encode()))
-    g = generator.init(key_of("generator"), jnp.zeros((1, z_dim)), labels)
-    d = discriminator.init(key_of("discriminator"), jnp.zeros((1, *shape)), labels)
-    return g, d
-
-
-# One program for both networks: made eagerly, their many small operations would be compiled one by one. It runs once,
-# so optimising it does not pay: without, that of a 16 px pair compiles in 6 s of a CPU core instead of 35.
-_UNOPTIMISED = {"xla_backend_optimization_level": 0}
-_compiled_initial = jax.jit(_initial, static_argnums=(0, 1, 2, 3), compiler_options=_UNOPTIMISED)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), compiler_options=_UNOPTIMISED)
-def _compiled_leaves(
     generator: nn.Module,
     discriminator: nn.Module,
     shape: tuple[int, int, int],
     z_dim: int,
-    paths: tuple[str, ...],
+    paths: tuple[str, ...] | None,
     key: Array,
 ) -> dict[str, Array]:
-    g, d = _initial(generator, discriminator, shape, z_dim, key)
+    """Leaves by path: those of `paths`, or all."""
+    labels = jnp.zeros((1,), jnp.int32)
+    key_of = lambda role: jax.random.fold_in(key, zlib.crc32(role.encode()))
+    g = generator.init(key_of("generator"), jnp.zeros((1, z_dim)), labels)
+    d = discriminator.init(key_of("discriminator"), jnp.zeros((1, *shape)), labels)
     flat = flatten_dict({"generator": g, "discriminator": d}, sep="/")
-    return {path: flat[path] for path in paths}
+    return flat if paths is None else {path: flat[path] for path in paths}
+
+
+@cache
+def _compiled_initial() -> Callable[..., dict[str, Array]]:
+    """One program for everything: made eagerly, many small operations would be compiled one by one."""
+    # It runs once, so optimising does not pay: without, a 16 px pair takes 6 s of a CPU core to compile, not 35.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(_initial, static_argnums=(0, 1, 2, 3, 4), compiler_options=options)

@@ -171,7 +171,10 @@ def test_broken_configs_are_refused_by_name(written, content):
         ({"options": {"resolution": 16, "widht": 4}}, "did you mean width"),
         ({"options": {"resolution": 17}}, "resolution"),
         ({"options": []}, "options"),
-        ({"class_names": ["a", "b"]}, "instead of"),
+        ({"class_names": ["a", "b"]}, "3 names"),
+        ({"options": {"resolution": 16, "channels": 1, "width": 8}}, "instead of"),
+        ({"options": {"width": 10**12}}, "numbers up to"),
+        ({"options": {"spectral_eps": float("nan")}}, "numbers up to"),
         ({"class_names": "abc"}, "class_names"),
         ({"images_seen": -1}, "images_seen"),
         ({"has": {"generator": True}}, "has"),
@@ -198,6 +201,13 @@ def test_a_run_means_its_newest_snapshot_or_the_one_asked_for(plain_source, tmp_
     assert load(run / "snapshots" / "640").info.images_seen == 640
     with pytest.raises(UserError, match=r"best \(6400 images\)"):
         load(f"{run}@7")
+
+
+@pytest.mark.parametrize("name", ["", "a" * 5000, "x\0y", "@best", "nowhere@12", "."])
+def test_names_of_nothing_are_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="a catalogue name"):
+        load(name)
 
 
 def test_a_run_without_snapshots_says_so(tmp_path):
