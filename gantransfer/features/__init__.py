@@ -1,5 +1,6 @@
 """Frozen feature networks for metrics, and where their published weights are."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,6 +27,21 @@ class FeatureNetwork(Protocol):
     def __call__(self, images: UInt8[np.ndarray, "n h w c"]) -> dict[str, Float[np.ndarray, "n _"]]:
         """Returns `features` `(n, d)` and, where the network classifies, `logits` `(n, k)`, float32."""
         ...
+
+
+def available() -> dict[str, str]:
+    """Returns a line about each feature network, by name."""
+    from gantransfer.features import small_cnn
+
+    lines = {}
+    for name in small_cnn.SHIPPED:
+        record = json.loads((small_cnn.WEIGHTS / f"{name}.json").read_text("utf-8"))
+        classes, size = len(record["classes"]), small_cnn.RESOLUTION
+        lines[name] = (
+            f"{classes} classes of {size}x{size} grey images, {small_cnn.FEATURES} features, "
+            f"right on {100 * record['test_accuracy']:.1f} % of {record['test_images']} images it was not trained on"
+        )
+    return lines
 
 
 def load(name: str) -> FeatureNetwork:
