@@ -68,9 +68,10 @@ def open_prepared(path: str) -> tuple[Records, Layout]:
     try:
         builder = tfds.builder(name + (f":{version}" if version else ""), data_dir=place)
     except Exception as error:  # Whatever stops a builder, from an unknown name to a missing import: one cure.
-        have = [entry.name for entry in Path(place).iterdir() if entry.is_dir()] if Path(place).is_dir() else []
-        holds = ", ".join(sorted(have)) or "nothing"
-        allowed = f"{FORM} of {_PREPARE}; {place} holds: {holds} ({_first_line(error)})"
+        holds = ", ".join(
+            sorted({found.relative_to(place).parts[0] for found in Path(place).glob("*/**/dataset_info.json")})
+        )
+        allowed = f"{FORM} of {_PREPARE}; {place} holds: {holds or 'nothing'} ({_first_line(error)})"
         raise UserError("data", path, allowed) from error
     image_key, label_key, class_names = _features(path, builder.info.features, tfds)
     try:
