@@ -51,7 +51,7 @@ setup(
     name="gantransfer",
     version=VERSION,
     description="Finetune pretrained GANs on small data sets, in JAX and Flax",
-    long_description=(HERE / "README.md").read_text("utf-8") if (HERE / "README.md").exists() else "",
+    long_description=(HERE / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -76,6 +76,12 @@ def test_relative_links_lead_somewhere(path):
             assert anchor in headings(linked), f"{target}: no such heading"
 
 
+def test_the_index_lists_every_page():
+    text = (CHECKOUT / "docs/README.md").read_text("utf-8")
+    pages = [path.relative_to(CHECKOUT / "docs") for path in (CHECKOUT / "docs").rglob("*.md")]
+    assert not [str(page) for page in pages if str(page) != "README.md" and f"({page})" not in text]
+
+
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
 def test_named_files_exist(path):
     """Paths in `backticks` that begin with a folder of the repository and have a suffix."""

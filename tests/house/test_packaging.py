@@ -113,8 +113,7 @@ def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(tmp_path):
     source = tmp_path / "source"
     shutil.copytree(PACKAGE, source / "gantransfer", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
-        if (CHECKOUT / name).exists():
-            shutil.copy(CHECKOUT / name, source)
+        shutil.copy(CHECKOUT / name, source)
     code = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
