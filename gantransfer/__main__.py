@@ -1,10 +1,11 @@
 """The verbs of the command line: parsing and exit codes; each verb is one function of `gantransfer.api`.
 
 Exit codes: 0 done, 1 a fault of ours (with its traceback) or a training that diverged, 2 the user's mistake (one line),
-75 stopped by a signal with everything saved (run the same command again to go on).
+75 stopped by a signal with everything saved (run the same command again to go on), 130 interrupted before that.
 """
 
 import argparse
+import errno
 import json
 import sys
 from collections.abc import Sequence
@@ -23,13 +24,36 @@ EXAMPLES = """examples:
 """
 
 
+# What stands in the way of writing and is not the program's fault: no place, no permission, something else there.
+IN_THE_WAY = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+)
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *arguments: Any, **named: Any):
+        self.flags: list[str] = []
+        self.verbs: dict[str, _Parser] = {}
+        super().__init__(*arguments, **named)
+
+    def add_argument(self, *names: Any, **named: Any) -> argparse.Action:
+        """Keeps the names of flags, to say them where one is misspelt."""
+        self.flags += [name for name in names if name.startswith("--")]
+        return super().add_argument(*names, **named)
+
     def error(self, message: str) -> NoReturn:
         """Prints one line; argparse would print the usage first."""
         self.exit(2, f"gantransfer: {message}\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> _Parser:
     """Returns the parser of all verbs."""
     parser = _Parser(
         prog="gantransfer",
@@ -90,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     listing = verbs.add_parser("list", help="show what can be named", allow_abbrev=False)
     listing.add_argument("what", help="sources, modes, methods, families, features or config")
     listing.add_argument("pattern", nargs="?", default="*", help="such as 'biggan*'")
+    parser.verbs = dict(verbs.choices)
     return parser
 
 
@@ -190,10 +215,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words, fields = split_fields(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
     try:
-        options = parser.parse_args(words)
+        if words and not words[0].startswith("-"):
+            one_of("verb", words[0], parser.verbs)
+        options, unknown = parser.parse_known_args(words)
         if options.verb is None:
             parser.print_help(sys.stderr)
             return 2
+        if unknown:
+            one_of(options.verb, unknown[0].partition("=")[0], (*parser.verbs[options.verb].flags, "--config.FIELD"))
         dispatch(options, fields)
     except SystemExit as stop:
         return int(stop.code or 0)
@@ -206,8 +235,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stop:
         print(f"gantransfer: {stop}", file=sys.stderr)
         return 75
+    except KeyboardInterrupt:
+        print("gantransfer: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        if error.errno not in IN_THE_WAY or error.filename is None:
+            raise
+        print(f"gantransfer: {UserError(str(error.filename), error.strerror, 'a place to write to')}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -8,15 +8,11 @@ gantransfer.report([run])
 """
 
 import json
-import os
-import runpy
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 from jaxtyping import UInt8
@@ -24,22 +20,20 @@ from PIL import Image
 
 from gantransfer import config as fields
 from gantransfer import methods
-from gantransfer.data import ImageSet, choose, open_images
+from gantransfer.data import ImageSet, open_images
 from gantransfer.errors import UserError, one_of
 from gantransfer.methods.hooks import describe
 from gantransfer.models import FAMILIES
 from gantransfer.pretrained import catalogue
-from gantransfer.pretrained.class_map import parse_class_map
-from gantransfer.pretrained.folder import read_source
-from gantransfer.pretrained.source import Source, fresh, latents, load, to_uint8
-from gantransfer.pretrained.surgery import change_classes
+from gantransfer.pretrained.source import Source, latents, load, to_uint8
 from gantransfer.training import loop
 from gantransfer.training.partition import MODES, get_mode
-from gantransfer.training.prepare import Task, prepare
 from gantransfer.training.records import RunFolder
+from gantransfer.training.request import make_task, open_data, read_config, resumed_task, use_compile_cache
 
 __all__ = ["LISTINGS", "Run", "dry_run", "evaluate", "finetune", "list_sources", "listing", "load", "report", "sample"]
 
+MOST_SEEDS = 100_000
 LISTINGS = ("sources", "modes", "methods", "families", "features", "config")
 list_sources = catalogue.list_sources
 
@@ -52,7 +46,11 @@ class Run:
       path: the folder.
     """
 
-    path: Path
+    path: str | Path
+
+    def __post_init__(self) -> None:
+        # A run can be named by text too, and by "~".
+        object.__setattr__(self, "path", Path(self.path).expanduser())
 
     @property
     def snapshot(self) -> Path | None:
@@ -93,45 +91,31 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line] if path.is_file() else []
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-# --------------------------------------------------------------------------------------------------------------- config
-
-
-def read_config(
-    config: str | Path | ml_collections.ConfigDict | None, settings: Mapping[str, Any]
-) -> ml_collections.ConfigDict:
-    """Returns a checked config: defaults, then a file's `get_config()` (or a ConfigDict), then single settings by
-    dotted name.
-
-    Raises:
-      UserError: a file that is missing or has no `get_config`, a misspelt field, a value out of range.
-    """
-    if isinstance(config, ml_collections.ConfigDict):
-        resolved = config.copy_and_resolve_references()
-    elif config is None:
-        resolved = fields.defaults()
-    else:
-        if not Path(config).is_file():
-            raise UserError("--config", str(config), "a Python file with get_config()")
-        names = runpy.run_path(str(config))
-        if "get_config" not in names:
-            raise UserError("--config", str(config), "a Python file with get_config()")
-        resolved = names["get_config"]()
-    for name, value in settings.items():
-        fields.set_field(resolved, name, value)
-    fields.validate(resolved)
-    return resolved
-
-
-def _settings(settings: Mapping[str, Any] | None, **named: Any) -> dict[str, Any]:
-    given = {name.replace("__", "."): value for name, value in named.items() if value is not None}
-    return dict(settings or {}) | given
-
-
 # ------------------------------------------------------------------------------------------------------------- finetune
+
+
+def _resolve(
+    config: str | Path | ml_collections.ConfigDict | None,
+    settings: Mapping[str, Any] | None,
+    source: "str | Path | Run | Source | None",
+    data: str | Path | None,
+    workdir: str | Path | None = None,
+    **named: Any,
+) -> ml_collections.ConfigDict:
+    """The config of a run from the arguments of `finetune`."""
+    stated = dict(settings or {}) | {name: value for name, value in named.items() if value is not None}
+    if workdir is not None:
+        stated["workdir"] = str(workdir)
+    if data is not None:
+        stated["data.path"] = str(data)
+    if source is not None:
+        stated["source"] = _source_name(source)
+    resolved = read_config(config, stated)
+    if not resolved.data.path:
+        raise UserError("data", resolved.data.path, "a folder, a zip, tfds:NAME[:split], digits or glyphs")
+    get_mode(resolved.mode, tuple(resolved.transfer.train_g), tuple(resolved.transfer.train_d))
+    use_compile_cache(resolved)
+    return resolved
 
 
 def finetune(
@@ -168,53 +152,32 @@ def finetune(
       NotFinite: a metric is no longer finite.
       Stopped: a signal arrived; everything is saved.
     """
-    named = _settings(settings, mode=mode, kimg=kimg, batch=batch, seed=seed)
-    if workdir is not None:
-        named["workdir"] = str(workdir)
-    if data is not None:
-        named["data.path"] = str(data)
-    if source is not None:
-        named["source"] = _source_name(source)
-    resolved = read_config(config, named)
+    resolved = _resolve(config, settings, source, data, workdir, mode=mode, kimg=kimg, batch=batch, seed=seed)
     if not resolved.workdir:
         raise UserError("workdir", resolved.workdir, "a folder for the run")
-    if not resolved.data.path:
-        raise UserError("data", resolved.data.path, "a folder, a zip, tfds:NAME[:split], digits or glyphs")
-    use_compile_cache(resolved)
-    get_mode(resolved.mode, tuple(resolved.transfer.train_g), tuple(resolved.transfer.train_d))
-    # Everything that can be wrong with the request is found before the run's folder is touched.
-    given = source if isinstance(source, Source) else None
-    begun = Path(resolved.workdir, "config.json").is_file()
+    place = Path(resolved.workdir).expanduser()
     decisions: list[str] = []
-    if not begun:
-        task = make_task(resolved, given, decisions.append)
+    if not _has_begun(place):
+        # Everything that can be wrong with the request is found before the run's folder is touched.
+        task = make_task(resolved, source if isinstance(source, Source) else None, decisions.append)
+        evaluator = loop.make_evaluator(task)
     with RunFolder(resolved.workdir) as folder:
-        if begun:
+        # Asked again under the lock: another process may have begun the run meanwhile.
+        if _has_begun(place):
             fixed = {name for name, field in fields.FIELDS.items() if field.fixed} | {"model"}
             folder.compare_config(fields.to_json(resolved), fixed)
             task = resumed_task(resolved, folder)
+            evaluator = loop.make_evaluator(task)
         else:
             loop.begin(task, folder)
             for line in decisions:
                 folder.say(line)
-        loop.train(task, folder)
-    return Run(Path(resolved.workdir))
+        loop.train(task, folder, evaluator)
+    return Run(place)
 
 
-def make_task(config: ml_collections.ConfigDict, given: Source | None, log: Any) -> Task:
-    """Everything of a new run: images, networks with the target's classes, partition, state."""
-    source = given if given is not None else load(config.source) if config.source else None
-    images = open_data(config, source)
-    source = scratch(config, images) if source is None else adapt(config, source, images, log)
-    return prepare(config, source, images, log)
-
-
-def resumed_task(config: ml_collections.ConfigDict, folder: RunFolder) -> Task:
-    """The same from a run's folder: networks as they were at its first step, so the source need not exist any more."""
-    source = read_source(folder.path / "start")
-    images = open_data(config, source)
-    folder.must_match("data.json", loop.describe_data(images), "the data set")
-    return prepare(config, source, images, folder.say)
+def _has_begun(workdir: Path) -> bool:
+    return (workdir / "config.json").is_file()
 
 
 def _source_name(source: str | Path | Run | Source) -> str:
@@ -223,105 +186,31 @@ def _source_name(source: str | Path | Run | Source) -> str:
     return str(source.path if isinstance(source, Run) else source)
 
 
-def use_compile_cache(config: ml_collections.ConfigDict) -> None:
-    """Switches JAX's persistent cache of compiled programs on, where the config names a folder and nobody has set
-    one.
-    """
-    if config.run.compile_cache and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.run.compile_cache))
-
-
-def open_data(config: ml_collections.ConfigDict, source: Source | None) -> ImageSet:
-    """Opens the target's images at the source's resolution and channels, and draws the few-shot subset that is asked
-    for.
-
-    Raises:
-      UserError: a resolution or number of channels that contradicts the source's.
-    """
-    wanted = {"resolution": config.data.resolution, "channels": config.data.channels}
-    if source is not None:
-        for name, value in wanted.items():
-            own = getattr(source.info, name)
-            if value is not None and value != own:
-                raise UserError(f"data.{name}", value, f"{own}, as source {source.info.name} makes; or leave it out")
-            wanted[name] = own
-    images = open_images(
-        config.data.path,
-        resolution=wanted["resolution"],
-        channels=wanted["channels"],
-        fit=config.data.fit,
-        on_corrupt=config.data.on_corrupt,
-        background=config.data.background,
-    )
-    if config.data.images is None and config.data.per_class is None and config.data.files is None:
-        return images
-    seed = config.seed if config.data.draw_seed is None else config.data.draw_seed
-    return choose(
-        images, images=config.data.images, per_class=config.data.per_class, files=config.data.files, seed=seed
-    )
-
-
-def scratch(config: ml_collections.ConfigDict, images: ImageSet) -> Source:
-    """Fresh networks for the images, with the architecture options under `model`."""
-    options = dict(config.model)
-    family = options.pop("family", "biggan")
-    return fresh(
-        family,
-        {"resolution": images.resolution, "channels": images.channels} | options,
-        images.class_names,
-        config.seed,
-    )
-
-
-def adapt(config: ml_collections.ConfigDict, source: Source, images: ImageSet, log: Any) -> Source:
-    """Gives a source the target's classes, by the policy of `transfer.classes`, and prints what was replaced.
-
-    Raises:
-      UserError: other classes and no policy, or architecture options beside a source.
-    """
-    for name, value in dict(config.model).items():
-        if name != "family" and dict(source.info.options).get(name) != value:
-            raise UserError(
-                f"model.{name}", value, f"nothing beside a source; {source.info.name} has its own architecture"
-            )
-    mode = get_mode(config.mode, tuple(config.transfer.train_g), tuple(config.transfer.train_d))
-    transferred = [
-        start or own for start, own in ((config.transfer.init_g, mode.init_g), (config.transfer.init_d, mode.init_d))
-    ]
-    if "source" not in transferred:
-        log(f"nothing of {source.info.name} but its architecture is used")
-        return fresh(source.info.family, source.info.options, images.class_names, config.seed)
-    needs_images = config.transfer.classes in ("nearest", "from_images", "from_images_weighted")
-    pixels, labels = images.arrays() if needs_images else (None, None)
-    changed, changes = change_classes(
-        source,
-        images.class_names,
-        policy=config.transfer.classes,
-        class_map=parse_class_map(tuple(config.transfer.class_map)),
-        noise=config.transfer.class_noise,
-        images=None if pixels is None else pixels.astype(np.float32) / 127.5 - 1,
-        labels=labels,
-        d_embed_scale=config.transfer.projection_scale,
-        seed=config.seed,
-    )
-    log(str(changes))
-    return changed
-
-
 def dry_run(
-    *, config: str | Path | ml_collections.ConfigDict | None = None, settings: Mapping[str, Any] | None = None
+    source: str | Path | Run | Source | None = None,
+    data: str | Path | None = None,
+    *,
+    mode: str | None = None,
+    kimg: float | None = None,
+    batch: int | None = None,
+    workdir: str | Path | None = None,
+    seed: int | None = None,
+    config: str | Path | ml_collections.ConfigDict | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> str:
-    """Returns what a run would do, without touching its folder: config, data, partition, parameters, memory and flops
-    of the step.
+    """Returns what `finetune` would do with the same arguments, without touching the run's folder: config, data,
+    partition, parameters, memory and flops of the step.
+
+    Raises:
+      UserError: as `finetune` would.
     """
     from gantransfer.training.plan import describe_task
 
-    resolved = read_config(config, settings or {})
-    if not resolved.data.path:
-        raise UserError("data", resolved.data.path, "a folder, a zip, tfds:NAME[:split], digits or glyphs")
-    use_compile_cache(resolved)
+    resolved = _resolve(config, settings, source, data, workdir, mode=mode, kimg=kimg, batch=batch, seed=seed)
     lines: list[str] = []
-    return describe_task(make_task(resolved, None, lines.append), lines)
+    task = make_task(resolved, source if isinstance(source, Source) else None, lines.append)
+    loop.make_evaluator(task)
+    return describe_task(task, lines)
 
 
 # --------------------------------------------------------------------------------------------------------------- sample
@@ -358,23 +247,20 @@ def sample(
     """
     from gantransfer.reports import grids
 
-    source = source.source if isinstance(source, Run) else source if isinstance(source, Source) else load(str(source))
-    numbers = parse_seeds(seeds)
-    rows = (
-        [int(i) for i in source.class_indices(classes)] if classes is not None else list(range(source.info.num_classes))
-    )
-    output = Path(output)
+    numbers, output = parse_seeds(seeds), Path(output)
+    _check_output(output, interpolate)
+    _check_truncation(truncation)
+    source = _opened(source)
+    rows = source.class_indices(classes).tolist()
     z = np.concatenate([latents(1, source.networks.z_dim, seed, cut=truncation < 1) for seed in numbers])
     if interpolate is not None:
         return [_write_walk(source, output, z, rows, truncation, interpolate)]
     pictures = to_uint8(source.generate(np.tile(z, (len(rows), 1)), np.repeat(rows, len(numbers)), truncation))
     names = [source.info.class_names[row] for row in rows]
     if output.suffix.lower() == ".png":
-        wide = columns or len(numbers)
+        wide = len(numbers) if columns is None else columns
         picture = grids.grid(pictures, columns=wide, row_titles=names if wide == len(numbers) else None)
         return [grids.write_whole(output, grids.png_bytes(picture))]
-    if output.suffix:
-        raise UserError("--output", str(output), "a .png, a folder; .gif or .mp4 with --interpolate")
     output.mkdir(parents=True, exist_ok=True)
     written = []
     for k, picture in enumerate(pictures):
@@ -386,12 +272,33 @@ def sample(
     return written
 
 
+def _opened(source: str | Path | Run | Source) -> Source:
+    if isinstance(source, Run):
+        return source.source
+    return source if isinstance(source, Source) else load(str(source))
+
+
+def _check_output(output: Path, frames: int | None) -> None:
+    """Raises `UserError` for an output that cannot be written, before images are made for it."""
+    kinds = ("", ".png") if frames is None else (".png", ".gif", ".mp4")
+    if output.suffix.lower() not in kinds:
+        allowed = "a .png or a folder" if frames is None else ".png, .gif or .mp4 with --interpolate"
+        raise UserError("--output", str(output), allowed)
+    if output.is_dir() if output.suffix else output.is_file():
+        raise UserError("--output", str(output), "another name; this one is taken by a file or folder of another kind")
+    if frames is not None and frames < 2:
+        raise UserError("--interpolate", frames, "at least 2 frames")
+
+
+def _check_truncation(truncation: float) -> None:
+    if not 0 < truncation <= 1:
+        raise UserError("--truncation", truncation, "above 0, up to 1")
+
+
 def _write_walk(source: Source, output: Path, z: np.ndarray, rows: list[int], truncation: float, frames: int) -> Path:
     """Linear in z and in class weights from point to point, end points included."""
     from gantransfer.reports import grids
 
-    if frames < 2:
-        raise UserError("--interpolate", frames, "at least 2 frames")
     points = max(len(z), len(rows))
     if points < 2:
         raise UserError("--seeds", len(z), "at least two seeds or two classes to walk between")
@@ -404,25 +311,21 @@ def _write_walk(source: Source, output: Path, z: np.ndarray, rows: list[int], tr
     walk: UInt8[np.ndarray, "n h w c"] = to_uint8(source.generate(mix(stops), mix(weights), truncation))
     if output.suffix.lower() in (".gif", ".mp4"):
         return grids.save_video(output, walk, fps=24)
-    if output.suffix.lower() == ".png":
-        return grids.write_whole(output, grids.png_bytes(grids.strip(walk)))
-    raise UserError("--output", str(output), ".png, .gif or .mp4 with --interpolate")
+    return grids.write_whole(output, grids.png_bytes(grids.strip(walk)))
 
 
 def parse_seeds(seeds: str | Sequence[int]) -> list[int]:
     """Reads seeds such as `"0-3,7"`; raises `UserError` where that cannot be done."""
     if not isinstance(seeds, str):
         return [int(seed) for seed in seeds]
-    numbers: list[int] = []
+    parts = [part.strip().partition("-") for part in seeds.split(",")]
     try:
-        for part in seeds.split(","):
-            first, dash, last = part.strip().partition("-")
-            numbers += range(int(first), int(last) + 1) if dash else [int(first)]
+        ranges = [range(int(first), int(last if dash else first) + 1) for first, dash, last in parts]
     except ValueError as error:
         raise UserError("--seeds", seeds, "numbers and ranges, such as 0-15,40") from error
-    if not numbers or len(numbers) > 100_000:
-        raise UserError("--seeds", seeds, "from 1 to 100000 seeds")
-    return numbers
+    if not all(ranges) or sum(map(len, ranges)) > MOST_SEEDS or max(r[-1] for r in ranges) >= 2**31:
+        raise UserError("--seeds", seeds, f"from 1 to {MOST_SEEDS} seeds below 2**31, ranges from low to high")
+    return [seed for numbers in ranges for seed in numbers]
 
 
 # -------------------------------------------------------------------------------------------------- evaluate and report
@@ -446,38 +349,67 @@ def evaluate(
       features: name of a feature network, `gantransfer list features`.
       num_images: generated images, classes in turn.
       seed, truncation: of the generated images.
-      train_images: images that the source was trained on, for the memorisation check.
+      train_images: images that the source was trained on, for the memorisation check; None: those of the run, where
+        the source is a run. Where they are not known, memorisation is None and the protocol says so.
 
     Returns:
-      One record: the metrics, and the protocol behind them.
+      One record, `{"metrics": ..., "protocol": ...}`, as in a run's `evaluations`.
+
+    Raises:
+      UserError: reference images of other classes, images that the network does not take, or too few of them.
     """
     from gantransfer import features as networks
     from gantransfer.metrics.evaluation import evaluate_images
 
-    source = source.source if isinstance(source, Run) else source if isinstance(source, Source) else load(str(source))
-    info = source.info
-    images = (
-        data
-        if isinstance(data, ImageSet)
-        else open_images(str(data), resolution=info.resolution, channels=info.channels)
-    )
-    if len(images.class_names) != info.num_classes:
-        raise UserError("data", images.name, f"a set with the {info.num_classes} classes of {info.name}")
-    labels = np.arange(num_images, dtype=np.int32) % info.num_classes
-    fakes = source.sample(num_images, seed=seed, truncation=truncation)
+    network = networks.load(features)
+    _check_truncation(truncation)
+    if num_images < 2:
+        raise UserError("--num_images", num_images, "at least 2")
+    given, source = source, _opened(source)
+    images = _reference(data, source)
     real, real_labels = images.arrays()
-    record = evaluate_images(
-        fakes,
-        labels,
-        real,
-        real_labels,
-        train_images,
-        networks.load(features),
-        seed=seed,
-        truncation=truncation,
-        reference=images.name,
-    )
-    return [record]
+    loop.check_network("features", network, real, source.info.num_classes)
+    run = given if isinstance(given, Run) else None if isinstance(given, Source) else _run_at(given)
+    if train_images is None and run is not None:
+        train_images = _trained_on(run, source)
+    labels = np.arange(num_images, dtype=np.int32) % source.info.num_classes
+    fakes = source.sample(num_images, seed=seed, truncation=truncation)
+    # Without training images no real image counts as held out, so that nothing is compared that is not known.
+    known = real if train_images is None else train_images
+    record = evaluate_images(fakes, labels, real, real_labels, known, network, seed=seed)
+    protocol = record.pop("protocol") | {"reference_set": images.name, "truncation": truncation}
+    if train_images is None:
+        protocol |= {"n_train": None, "reference": "all real images; which of them were trained on is not known"}
+    return [{"metrics": record, "protocol": protocol}]
+
+
+def _reference(data: str | Path | ImageSet, source: Source) -> ImageSet:
+    """Reference images at the source's size, numbered as its classes are."""
+    info = source.info
+    opened = isinstance(data, ImageSet)
+    images = data if opened else open_images(str(data), resolution=info.resolution, channels=info.channels)
+    if set(images.class_names) == set(info.class_names):
+        return images.with_classes(info.class_names)
+    if len(images.class_names) != info.num_classes:
+        value = f"{images.name}: {len(images.class_names)} classes"
+        raise UserError("data", value, f"a set with the {info.num_classes} classes of {info.name}")
+    return images
+
+
+def _run_at(name: str | Path) -> Run | None:
+    """The run that a source's name means (`RUN` or `RUN@SNAPSHOT`), or None."""
+    places = (Path(name), Path(str(name).rpartition("@")[0]))
+    found = [place for place in places if (place / "snapshots").is_dir() and _has_begun(place)]
+    return Run(found[0]) if found else None
+
+
+def _trained_on(run: Run, source: Source) -> UInt8[np.ndarray, "n h w c"]:
+    """The images that a run trains on, opened by its config."""
+    config = read_config(ml_collections.ConfigDict(json.loads((run.path / "config.json").read_text("utf-8"))), {})
+    images, before = open_data(config, source), json.loads((run.path / "data.json").read_text("utf-8"))
+    if images.fingerprint != before["fingerprint"]:
+        raise UserError("data.path", config.data.path, f"the images that {run.path} was trained on; these are others")
+    return images.arrays()[0]
 
 
 def report(
@@ -487,6 +419,8 @@ def report(
     from gantransfer.reports.page import write_report
 
     listed = [runs] if isinstance(runs, str | Path | Run) else list(runs)
+    if not listed:
+        raise UserError("runs", [], "at least one run folder")
     paths = [run.path if isinstance(run, Run) else Path(run) for run in listed]
     return write_report(paths, Path(output) if output else paths[0] / "report.html", title=title)
 

@@ -6,6 +6,8 @@ them.
 """
 
 import ast
+import difflib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,13 +154,14 @@ FIELDS: dict[str, Field] = {
     "compute.convolution": Field(
         "rewritten", str, "form of the convolutions (docs/performance.md)", choices=("rewritten", "plain")
     ),
+    "devices.count": Field(None, int, "use the first so many devices; None: all", 1, optional=True, fixed=False),
     "devices.model": Field(1, int, "size of the mesh axis that parameters are sharded over", 1, fixed=False),
     "devices.rules": Field(
-        (), tuple, 'leaves sharded over it: "pattern=axis", such as ("generator/*/kernel=-1",)', fixed=False
+        (), tuple, 'leaves of the state sharded over it: "pattern=axis", such as ("*/kernel=-1",)', fixed=False
     ),
-    "run.tick_kimg": Field(1.0, float, "status line and metrics every so many kimg", 1e-6),
-    "run.checkpoint_kimg": Field(5.0, float, "checkpoint every so many kimg", 1e-6, fixed=False),
-    "run.snapshot_kimg": Field(10.0, float, "snapshot and image grid every so many kimg", 1e-6),
+    "run.tick_kimg": Field(1.0, float, "status line and metrics every so many kimg", 0.001),
+    "run.checkpoint_kimg": Field(5.0, float, "checkpoint every so many kimg", 0.001, fixed=False),
+    "run.snapshot_kimg": Field(10.0, float, "snapshot and image grid every so many kimg", 0.001),
     "run.keep": Field(2, int, "checkpoints kept beside the best", 1, fixed=False),
     "run.keep_snapshots": Field(20, int, "newest snapshots kept", 1, fixed=False),
     "run.grid_columns": Field(8, int, "images of each class in the grids", 1, 64),
@@ -174,7 +177,12 @@ FIELDS: dict[str, Field] = {
         (), tuple, 'kimg at which to evaluate beside the end, such as ("0", "6.4"); empty: at every snapshot'
     ),
     "evaluate.samples": Field(2000, int, "generated images per evaluation", 2),
-    "evaluate.best": Field("frechet_distance", str, "metric by which the best checkpoint is kept"),
+    "evaluate.best": Field(
+        "frechet_distance",
+        str,
+        "metric by which the best checkpoint is kept",
+        choices=("frechet_distance", "class_accuracy", "precision", "recall", "density", "coverage"),
+    ),
 }
 
 
@@ -206,10 +214,11 @@ def set_field(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
     Raises `UserError` for a misspelt name (with the nearest one) or a value that is out of range.
     """
     if name.startswith("model."):
+        # Which text is a number is known to the family alone: "32_64" names two sizes and is also how Python writes 3264.
         with config.unlocked():
-            config.model[name.removeprefix("model.")] = _literal(value)
+            config.model[name.removeprefix("model.")] = value
         return
-    field = FIELDS[one_of("config", name, FIELDS)]
+    field = _find(name, value)
     *parents, leaf = name.split(".")
     node = config
     for parent in parents:
@@ -221,7 +230,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     """Checks names, types and ranges of every field; raises `UserError` for the first that is wrong."""
     for name, value in flatten(config).items():
         if not name.startswith("model."):
-            field = FIELDS[one_of("config", name, FIELDS)]
+            field = _find(name, value)
             set_field(config, name, _checked(name, field, _read(field, value)))
     micro = config.objective.accumulate
     if config.batch % micro:
@@ -259,7 +268,8 @@ def markdown_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _literal(value: Any) -> Any:
+def literal(value: Any) -> Any:
+    """Reads text as a Python literal, and true, false, none and null in any case; other text stays text."""
     if not isinstance(value, str):
         return value
     words = {"true": True, "false": False, "none": None, "null": None}
@@ -271,6 +281,17 @@ def _literal(value: Any) -> Any:
         return value
 
 
+def _find(name: str, value: Any) -> Field:
+    """Returns the field of that name; raises `UserError` with the nearest names (there are too many to list)."""
+    if name not in FIELDS:
+        last = name.rpartition(".")[2]
+        near = [known for known in FIELDS if known.rpartition(".")[2] == last]
+        near = near or difflib.get_close_matches(name, FIELDS, n=1)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"config.{name}", value, f"a field that `gantransfer list config` shows{meant}")
+    return FIELDS[name]
+
+
 def _read(field: Field, value: Any) -> Any:
     if isinstance(value, list):
         value = tuple(value)
@@ -280,9 +301,9 @@ def _read(field: Field, value: Any) -> Any:
         return None if field.optional and value in ("None", "none", "") else value
     if field.kind is tuple:
         # Commas stand inside a method's settings, so text is one entry unless it is written as a tuple.
-        read = _literal(value) if value.strip().startswith(("(", "[")) else (value,) if value else ()
+        read = literal(value) if value.strip().startswith(("(", "[")) else (value,) if value else ()
         return tuple(read) if isinstance(read, list | tuple) else read
-    read = _literal(value)
+    read = literal(value)
     return int(read) if field.kind is int and isinstance(read, float) and read.is_integer() else read
 
 
@@ -299,6 +320,6 @@ def _checked(name: str, field: Field, value: Any) -> Any:
         return one_of(name, value, field.choices)
     below = field.low is not None and value < field.low
     above = field.high is not None and value > field.high
-    if below or above or (field.kind is float and value != value):
+    if below or above or (field.kind is float and not math.isfinite(value)):
         raise UserError(name, value, field.allowed)
     return value

@@ -323,9 +323,9 @@ def is_disk_full(error: BaseException) -> bool:
         if link is None or id(link) in seen:
             continue
         seen.add(id(link))
-        # TensorStore reports the operating system's code in its text only.
-        code = re.search(r"os_error_code='(\d+)'", str(link))
-        if getattr(link, "errno", None) in FULL or (code and int(code[1]) in FULL):
+        # TensorStore and safetensors tell the operating system's code in their text only.
+        code = re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", str(link))
+        if getattr(link, "errno", None) in FULL or (code and int(code[1] or code[2]) in FULL):
             return True
         pending += [link.__cause__, link.__context__]
     return False

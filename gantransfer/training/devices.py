@@ -19,6 +19,18 @@ Tree = Any
 DEFAULT_RULES = ("*/kernel=-1",)
 
 
+def chosen(count: int | None) -> list:
+    """Returns the first `count` devices, or all of them for None; raises `UserError` if there are not so many."""
+    devices = jax.devices()
+    if count is None:
+        return devices
+    if jax.process_count() > 1:
+        raise UserError("devices.count", count, "None where several hosts take part: they use all of their devices")
+    if count > len(devices):
+        raise UserError("devices.count", count, f"from 1 to {len(devices)}, or None for all")
+    return devices[:count]
+
+
 def make_mesh(model: int = 1, devices: list | None = None) -> Mesh:
     """Returns a mesh over all devices with `model` of them along the model axis; raises `UserError` if that does not
     divide.
@@ -55,12 +67,12 @@ def batch_constraint(mesh: Mesh) -> Callable[[Tree], Tree]:
 
 
 def parse_rules(rules: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
-    """Reads rules such as `"generator/*/kernel=-1"` into (pattern, axis); raises `UserError` naming a bad one."""
+    """Reads rules such as `"*/kernel=-1"` into (pattern, axis); raises `UserError` naming a bad one."""
     parsed = []
     for rule in rules:
         pattern, _, axis = rule.rpartition("=")
-        if not pattern or not axis.lstrip("-").isdigit():
-            raise UserError("devices.rules", rule, '"pattern=axis", such as "generator/*/kernel=-1"')
+        if not pattern or not axis.removeprefix("-").isdecimal():
+            raise UserError("devices.rules", rule, '"pattern=axis", such as "*/kernel=-1"')
         parsed.append((pattern, int(axis)))
     return tuple(parsed)
 

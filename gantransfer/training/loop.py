@@ -4,6 +4,7 @@ Everything periodic happens at a pure function of the number of images seen, so 
 writes what an uninterrupted run writes, byte for byte; wall-clock times go to a file of their own.
 """
 
+import math
 import platform
 import shutil
 import signal
@@ -25,7 +26,8 @@ from gantransfer import config as fields
 from gantransfer.data.batches import Stream, stream
 from gantransfer.data.image_set import ImageSet
 from gantransfer.data.sources import open_images
-from gantransfer.errors import Stopped, UserError
+from gantransfer.errors import NotFinite, Stopped, UserError
+from gantransfer.features import FeatureNetwork
 from gantransfer.pretrained.card import model_card
 from gantransfer.pretrained.folder import write_source
 from gantransfer.pretrained.source import Source, latents, to_uint8
@@ -33,7 +35,16 @@ from gantransfer.reports import grids
 from gantransfer.training.checkpoint import Checkpoints
 from gantransfer.training.draws import StreamedBatch
 from gantransfer.training.prepare import Task
-from gantransfer.training.records import Records, RunFolder, check_finite, is_due, memory_in_use, status_line
+from gantransfer.training.records import (
+    Records,
+    RunFolder,
+    check_finite,
+    is_due,
+    memory_in_use,
+    one_line_for_full_disk,
+    status_line,
+)
+from gantransfer.training.request import describe_data
 from gantransfer.training.state import GanState
 
 # The host waits for the device every so many steps, so that a signal is answered soon and no queue of steps builds up.
@@ -87,19 +98,6 @@ class Stop:
         self.requested = True
 
 
-def describe_data(images: ImageSet) -> dict[str, Any]:
-    """What data.json says of a set."""
-    counts = np.bincount(images.labels, minlength=len(images.class_names))
-    return {
-        "name": images.name,
-        "images": len(images),
-        "resolution": images.resolution,
-        "channels": images.channels,
-        "fingerprint": images.fingerprint,
-        "classes": [{"index": i, "name": name, "count": int(counts[i])} for i, name in enumerate(images.class_names)],
-    }
-
-
 def describe_environment() -> dict[str, Any]:
     """What environment.json says: versions and devices of the process that started the run."""
     packages = ("gantransfer", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -111,7 +109,15 @@ def describe_environment() -> dict[str, Any]:
 
 
 def begin(task: Task, folder: RunFolder) -> None:
-    """Writes what a new run starts from: config, data, source, partition, and the networks at the first step."""
+    """Writes what a new run starts from: config, data, source, partition, and the networks at the first step.
+
+    Raises `UserError` where the disk is full.
+    """
+    with one_line_for_full_disk(folder.path):
+        _write_start(task, folder)
+
+
+def _write_start(task: Task, folder: RunFolder) -> None:
     write_source(
         folder.path / "start", task.source, card=model_card(task.source, "the networks at the first step of a run")
     )
@@ -133,12 +139,19 @@ def begin(task: Task, folder: RunFolder) -> None:
 class Trainer:
     """One process's work on a run, from its newest checkpoint to its end."""
 
-    def __init__(self, task: Task, folder: RunFolder, records: Records, checkpoints: Checkpoints):
+    def __init__(
+        self,
+        task: Task,
+        folder: RunFolder,
+        records: Records,
+        checkpoints: Checkpoints,
+        evaluator: "Evaluator | None" = None,
+    ):
         self.task, self.folder, self.records, self.checkpoints = task, folder, records, checkpoints
+        self.evaluator = evaluator
         self.config = task.config
         per_step = task.recipe.images_per_step
         self.total = -(-int(round(1000 * self.config.kimg)) // per_step) * per_step
-        self.evaluator = Evaluator(task) if self.config.evaluate.features else None
         self.grid_z, self.grid_labels = grid_inputs(task)
 
     def restore(self) -> tuple[GanState, float]:
@@ -154,7 +167,8 @@ class Trainer:
         task, per_step = self.task, self.task.recipe.images_per_step
         state, seconds = self.restore()
         seen = int(state.images_seen)
-        self.records.truncate(seen)
+        # Where nothing is restored, what was written at image 0 comes again too.
+        self.records.truncate(seen if seen else -1)
         self.folder.say(f"{'resumed' if seen else 'started'} at {seen / 1000:g} of {self.total / 1000:g} kimg")
         if seen == 0:
             self.show(state, 0)
@@ -165,8 +179,9 @@ class Trainer:
             while seen < self.total:
                 state = task.step(state, task.held, self.next_batch(batches), due=task.recipe.due(seen // per_step))
                 seen += per_step
-                last = seen >= self.total
-                if seen // per_step % STEPS_IN_FLIGHT == 0 or last or stop.requested:
+                # Read once: a signal that comes later in this iteration is answered, with a checkpoint, in the next.
+                last, asked = seen >= self.total, stop.requested
+                if seen // per_step % STEPS_IN_FLIGHT == 0 or last or asked:
                     jax.block_until_ready(state.images_seen)
                 if self.due(seen, self.config.run.tick_kimg) or last:
                     jax.block_until_ready(state.images_seen)
@@ -175,9 +190,9 @@ class Trainer:
                     tick_seen, tick_seconds = seen, now
                 with clock.paused():
                     record = self.occasional(state, seen, last)
-                    if self.due(seen, self.config.run.checkpoint_kimg) or last or stop.requested:
+                    if self.due(seen, self.config.run.checkpoint_kimg) or last or asked:
                         self.save(state, seen, clock.seconds, record)
-                if stop.requested and not last:
+                if asked and not last:
                     self.checkpoints.wait()
                     raise Stopped(str(self.folder.path), seen)
         finally:
@@ -246,6 +261,7 @@ class Trainer:
         """Writes a snapshot and the image grid; at the start also the grid of reals and, if asked for, an
         evaluation.
         """
+        check_state(seen, state)
         source = self.task.as_source(state, self.folder.path.name)
         names = source.info.class_names
         fakes = to_uint8(source.generate(self.grid_z, self.grid_labels))
@@ -276,11 +292,12 @@ class Trainer:
     def save(self, state: GanState, seen: int, seconds: float, record: dict[str, Any] | None) -> None:
         """Checkpoint; a state that is no longer finite is never saved."""
         check_finite(seen, means(state))
+        check_state(seen, state)
         numbers = None if record is None else {k: v for k, v in record["metrics"].items() if v is not None}
         self.checkpoints.save(seen, state, {"seconds": seconds}, numbers)
 
 
-def train(task: Task, folder: RunFolder) -> None:
+def train(task: Task, folder: RunFolder, evaluator: "Evaluator | None" = None) -> None:
     """Trains a run from where it is to the end of its budget.
 
     Raises:
@@ -292,13 +309,18 @@ def train(task: Task, folder: RunFolder) -> None:
     folder.say(task.images.class_table())
     trained = {role: task.partition.count(role, True) for role in ("generator", "discriminator")}
     folder.say(f"mode {config.mode}: {trained['generator']:,} numbers of G and {trained['discriminator']:,} of D train")
-    better_high = config.evaluate.best in ("class_accuracy", "precision", "recall", "density", "coverage")
-    best = config.evaluate.best if config.evaluate.features else None
+    best = config.evaluate.best if evaluator is not None else None
+    lower = config.evaluate.best == "frechet_distance"
     checkpoints = Checkpoints(
-        folder.path / "checkpoints", keep=config.run.keep, best_metric=best, lower_is_better=not better_high
+        folder.path / "checkpoints", keep=config.run.keep, best_metric=best, lower_is_better=lower
     )
-    with Stop() as stop, Records(folder, config.run.tensorboard) as records, checkpoints:
-        Trainer(task, folder, records, checkpoints).run(stop)
+    with (
+        one_line_for_full_disk(folder.path),
+        Stop() as stop,
+        Records(folder, config.run.tensorboard) as records,
+        checkpoints,
+    ):
+        Trainer(task, folder, records, checkpoints, evaluator).run(stop)
 
 
 def like_of(task: Task) -> GanState:
@@ -314,6 +336,21 @@ def means(state: GanState) -> dict[str, float]:
     """Means of the tick's metrics; those that were not computed are left out."""
     sums = jax.device_get(state.tick)
     return {name: float(total / count) for name, (total, count) in sums.items() if count > 0}
+
+
+@jax.jit
+def _finite(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree)
+
+
+def check_state(images_seen: int, state: GanState) -> None:
+    """Raises `NotFinite` for the first leaf of a state that holds a number that is not finite.
+
+    A step's metrics are computed before its update, so they alone would let a state through that the update has broken.
+    """
+    for path, finite in jax.tree_util.tree_leaves_with_path(jax.device_get(_finite(state.replace(tick={})))):
+        if not finite:
+            raise NotFinite(jax.tree_util.keystr(path, simple=True, separator="/"), math.nan, images_seen)
 
 
 def grid_inputs(task: Task) -> tuple[np.ndarray, np.ndarray]:
@@ -333,8 +370,24 @@ def real_examples(images: ImageSet, columns: int) -> tuple[UInt8[np.ndarray, "n 
     return np.stack([images.read(int(i))[0] for i in chosen]), np.asarray(images.labels)[chosen]
 
 
+def check_network(field: str, network: FeatureNetwork, images: UInt8[np.ndarray, "n h w c"], num_classes: int) -> None:
+    """Raises `UserError` for `field` unless the network takes the images and tells so many classes apart."""
+    logits = network(images[:1]).get("logits")
+    if logits is None or logits.shape[1] != num_classes:
+        kind = "no classes" if logits is None else f"{logits.shape[1]} classes"
+        raise UserError(field, f"{network.name}: {kind}", f"a network that tells {num_classes} classes apart")
+
+
+def make_evaluator(task: Task) -> "Evaluator | None":
+    """Returns what measures the run, or None where its config asks for no evaluation."""
+    return Evaluator(task) if task.config.evaluate.features else None
+
+
 class Evaluator:
-    """The evaluations of a run: always the same samples' latents, the same reference, the same network."""
+    """The evaluations of a run: always the same samples' latents, the same reference, the same network.
+
+    Raises `UserError` for a network or reference images that do not fit the run.
+    """
 
     def __init__(self, task: Task):
         from gantransfer import features
@@ -353,6 +406,7 @@ class Evaluator:
         self.real, self.real_labels = reference.arrays()
         self.trained_on, _ = task.images.arrays()
         self.reference = reference.name
+        check_network("evaluate.features", self.network, self.real, info.num_classes)
 
     @property
     def at_start(self) -> bool:
@@ -376,6 +430,9 @@ class Evaluator:
     @staticmethod
     def _points(kimg: tuple[str, ...]) -> tuple[int, ...]:
         try:
-            return tuple(sorted(round(1000 * float(point)) for point in kimg))
-        except ValueError as error:
-            raise UserError("evaluate.kimg", kimg, "numbers of kimg") from error
+            points = tuple(sorted(round(1000 * float(point)) for point in kimg))
+        except (ValueError, OverflowError) as error:
+            raise UserError("evaluate.kimg", kimg, "numbers of kimg, of at least 0") from error
+        if points and points[0] < 0:
+            raise UserError("evaluate.kimg", kimg, "numbers of kimg, of at least 0")
+        return points

@@ -128,7 +128,7 @@ def prepare(config: ml_collections.ConfigDict, source: Source, images: ImageSet,
 
     Raises:
       UserError: methods that exclude each other, patterns that match nothing, a batch that does not divide over the
-        devices.
+        devices, a state that does not fit the rules by which it is sharded.
     """
     mode = get_mode(config.mode, tuple(config.transfer.train_g), tuple(config.transfer.train_d))
     methods = tuple(parse_method(line) for line in config.methods)
@@ -136,7 +136,7 @@ def prepare(config: ml_collections.ConfigDict, source: Source, images: ImageSet,
     networks = with_compute(source, config)
     for method in methods:
         method.needs(networks)
-    mesh = devices.make_mesh(config.devices.model)
+    mesh = devices.make_mesh(config.devices.model, devices.chosen(config.devices.count))
     devices.check_batch(mesh, config.batch, config.objective.accumulate)
     axes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
     log(f"devices: {mesh.size} x {jax.devices()[0].device_kind}, mesh {axes}")
@@ -164,7 +164,10 @@ def prepare(config: ml_collections.ConfigDict, source: Source, images: ImageSet,
     if not (jax.tree.leaves(start.optimizer_g) or jax.tree.leaves(start.optimizer_d)):
         raise UserError("transfer.train_g", tuple(config.transfer.train_g), "patterns that leave something to train")
     held = devices.place(held, devices.shardings(mesh, held))
-    return Task(config, source, images, networks, partition, recipe, mesh, frozen, held, start, streamed)
+    task = Task(config, source, images, networks, partition, recipe, mesh, frozen, held, start, streamed)
+    # Rules that do not fit the state are refused here, before anything of the run is written.
+    _ = task.shardings
+    return task
 
 
 def with_compute(source: Source, config: ml_collections.ConfigDict) -> Networks:

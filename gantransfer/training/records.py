@@ -82,7 +82,12 @@ class RunFolder:
     def read_json(self, name: str) -> Any:
         """Returns what a JSON file of the run holds; None where it is not there."""
         path = self.path / name
-        return json.loads(path.read_text("utf-8")) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise UserError(str(path), "not JSON", f"the {name} of a run; choose another workdir") from error
 
     def compare_config(self, new: Mapping[str, Any], fixed: Iterable[str]) -> None:
         """Stores the settings of a new run; of a resumed one refuses changes that would make another run of it.
@@ -319,7 +324,9 @@ def one_line_for_full_disk(folder: Path) -> Iterator[None]:
     """Turns a full disk into the `UserError` that the user gets for it."""
     try:
         yield
-    except OSError as error:
+    except UserError:
+        raise
+    except Exception as error:
         if not is_disk_full(error):
             raise
         raise disk_full(folder, 1, "the run's records could not be written; its checkpoints are still good") from error
