@@ -104,7 +104,8 @@ def _first_line(error: Exception) -> str:
 
 def _features(path: str, features: Any, tfds: Any) -> tuple[str, str | None, tuple[str, ...]]:
     """The keys of image and label, and the class names."""
-    items = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
+    # Sorted, since features read back from their file come in any order.
+    items = dict(sorted(features.items())) if isinstance(features, tfds.features.FeaturesDict) else {}
     images = [key for key, feature in items.items() if type(feature) is tfds.features.Image]
     labels = [key for key, feature in items.items() if isinstance(feature, tfds.features.ClassLabel)]
     if len(images) != 1:
