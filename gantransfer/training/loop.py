@@ -306,7 +306,7 @@ def train(task: Task, folder: RunFolder, evaluator: "Evaluator | None" = None) -
       UserError: the disk is full; the newest complete checkpoint is good.
     """
     config = task.config
-    folder.say(task.images.class_table())
+    folder.say("\n".join([task.images.class_table(), *task.images.notes]))
     trained = {role: task.partition.count(role, True) for role in ("generator", "discriminator")}
     folder.say(f"mode {config.mode}: {trained['generator']:,} numbers of G and {trained['discriminator']:,} of D train")
     best = config.evaluate.best if evaluator is not None else None
@@ -399,10 +399,7 @@ class Evaluator:
         reference = task.images
         if config.data:
             reference = open_images(config.data, resolution=info.resolution, channels=info.channels)
-        if tuple(reference.class_names) != tuple(task.images.class_names):
-            raise UserError(
-                "evaluate.data", config.data, f"a set with the classes {', '.join(task.images.class_names)}"
-            )
+            reference = reference.with_classes(task.images.class_names)
         self.real, self.real_labels = reference.arrays()
         self.trained_on, _ = task.images.arrays()
         self.reference = reference.name
