@@ -15,9 +15,9 @@ from gantransfer.methods.hooks import Players
 from gantransfer.models.family import ROLES, Role
 from gantransfer.objectives.losses import class_cross_entropy
 from gantransfer.objectives.penalties import orthogonal, r1_penalty
+from gantransfer.training.bound import Bound
 from gantransfer.training.prepare import Task
 from gantransfer.training.state import GanState
-from gantransfer.training.step import Bound
 from tests.contract import rig
 
 Observable = Callable[[Task, GanState, GanState], float]

@@ -91,7 +91,7 @@ class ToyController(Method):
         return x + state.carried["p"], c
 
     def update(self, state: MethodState, observed: Observed) -> Tree:
-        return {"p": state.carried["p"] + self.speed * jnp.sign(observed.real).mean()}
+        return {"p": state.carried["p"] + self.speed * jnp.sign(observed.real.mean())}
 
 
 @toy("toy_rival")
