@@ -214,7 +214,7 @@ def set_field(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
     Raises `UserError` for a misspelt name (with the nearest one) or a value that is out of range.
     """
     if name.startswith("model."):
-        # Which text is a number is known to the family alone: "32_64" names two sizes and is also how Python writes 3264.
+        # Which text is a number is known to the family alone: "32_64" names two sizes, and is 3264 to Python.
         with config.unlocked():
             config.model[name.removeprefix("model.")] = value
         return

@@ -350,7 +350,7 @@ def make_state(
     count = (recipe.d_steps, recipe.batch)
     batch = StreamedBatch(np.zeros((*count, *size), np.uint8), np.zeros(count, np.int32)) if streamed else None
     names = metric_names(recipe, state, held, batch)
-    return state.replace(tick={name: np.zeros(2, np.float32) for name in names})
+    return state.replace(tick={name: jnp.zeros(2, jnp.float32) for name in names})
 
 
 def start_methods(

@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 from flax import struct
-from jaxtyping import Array, Int32, UInt32
 
-from gantransfer.data.batches import DeviceImages
 from gantransfer.methods.hooks import MethodState
 
 Tree = Any
+# An array, or what stands for it where these records are trees of something else: a shape, a sharding, a numpy array.
+Leaf = Any
 
 
 @struct.dataclass
@@ -35,22 +35,22 @@ class GanState:
     """Everything that a step reads and writes; its checkpoint is enough to go on bit for bit.
 
     Attributes:
-      images_seen: real images shown to the discriminator so far.
+      images_seen: int32 scalar, real images shown to the discriminator so far.
       generator, discriminator: what moves of each network.
       ema: running average of the generator's trained leaves and statistics.
       optimizer_g, optimizer_d: optax states over trained leaves only.
       methods: state of each method that has one, by name.
-      tick: `{metric: (sum, count)}` since the last status line.
+      tick: `{metric: float32 (sum, count)}` since the last status line.
     """
 
-    images_seen: Int32[Array, ""]
+    images_seen: Leaf
     generator: Moving
     discriminator: Moving
     ema: Moving
     optimizer_g: Tree
     optimizer_d: Tree
     methods: dict[str, MethodState]
-    tick: dict[str, Array]
+    tick: dict[str, Leaf]
 
 
 @struct.dataclass
@@ -60,18 +60,19 @@ class Held:
     Attributes:
       generator, discriminator: `{collection: leaves}` of what is frozen; spectral normalisation of frozen layers is
         folded into their weights once, so the step does not repeat it.
-      rates: `{role: {rate group: float32}}`; data and not constants, so that another rate is not another program.
-      seed: the run's seed.
+      rates: `{role: {rate group: float32}}`, scalars; data and not constants, so that another rate is not another
+        program.
+      seed: uint32 scalar, the run's seed.
       labels: int32 `(length,)` of the whole set.
-      images: the set on the device, or None where it streams.
+      images: the set on the device (`DeviceImages`), or None where it streams.
     """
 
     generator: Tree
     discriminator: Tree
-    rates: dict[str, dict[str, Array]]
-    seed: UInt32[Array, ""]
-    labels: Int32[Array, " length"]
-    images: DeviceImages | None
+    rates: dict[str, dict[str, Leaf]]
+    seed: Leaf
+    labels: Leaf
+    images: Tree | None
 
 
 def copy(tree: Tree) -> Tree:
