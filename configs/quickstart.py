@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from gantransfer.config import defaults
 
-# What differs between the three ways, and nothing else: each has the rates that a sweep of equal size found best for it.
+# What differs between the three ways, and nothing else: each has the rates that a sweep of equal size chose for it.
 ARMS = {
     "scratch": {
         "mode": "none",
