@@ -38,6 +38,10 @@ Size = tuple[int, int]
 
 # Kernel gradients with fewer outputs than this are computed with input and cotangent exchanged.
 _FEW_OUTPUTS = 8
+# A CPU's kernel gradient over a batch that overflows its second-level cache (1 MiB of float32) is up to three times slower
+# than the sum of those over parts that fit: measured 43 against 15 ms for 16 samples of 32x32x64.
+_CACHED_VALUES = 2**18
+_MOST_PARTS = 8
 
 
 # The closed triple.
@@ -82,9 +86,27 @@ def _native_kernel_gradient(u, x, stride, padding, size):
         (padding, stride * (given - 1) + kernel - length - padding)
         for length, kernel, given in zip(u.shape[1:3], size, x.shape[1:3], strict=True)
     ]
-    return lax.conv_general_dilated(
-        u, x, (1, 1), pads, rhs_dilation=(stride, stride), dimension_numbers=("CHWN", "IHWO", "HWNC")
-    )
+
+    def whole(u, x):
+        return lax.conv_general_dilated(
+            u, x, (1, 1), pads, rhs_dilation=(stride, stride), dimension_numbers=("CHWN", "IHWO", "HWNC")
+        )
+
+    def in_parts(u, x):
+        # Strided parts and not contiguous ones: a batch that is spread over devices stays where it is.
+        us, xs = (a.reshape(a.shape[0] // parts, parts, *a.shape[1:]) for a in (u, x))
+        return sum(whole(us[:, i], xs[:, i]) for i in range(parts))
+
+    parts = _cache_parts(u)
+    return whole(u, x) if parts == 1 else lax.platform_dependent(u, x, cpu=in_parts, default=whole)
+
+
+def _cache_parts(u):
+    """In how many parts a CPU takes a batch so that a part stays in its cache."""
+    parts = 1
+    while u.size > parts * _CACHED_VALUES and parts < _MOST_PARTS and u.shape[0] % (2 * parts) == 0:
+        parts *= 2
+    return parts
 
 
 def _keep(function):
