@@ -1,4 +1,4 @@
-"""A small class-conditional BigGAN at 32 px in colour: the recipe of `glyphs`, for a set that needs half an hour of one core.
+"""A small class-conditional BigGAN at 32 px in colour: the recipe of `glyphs`, wider and with mirrored images.
 
     gantransfer finetune --config configs/colour32.py --data cifar10.zip --workdir runs/colour32
     gantransfer finetune --config configs/colour32.py --source runs/colour32 --data cells.zip \
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     with config.unlocked():
         config.model.update(ARCHITECTURE)
     config.data.mirror = True
-    config.kimg = 100.0
+    config.kimg = 51.2
     config.batch = 64
     config.methods = (
         "r1(gamma=1.0)",
@@ -44,6 +44,6 @@ def get_config() -> ConfigDict:
     config.optimizer.lr_class_embedding = 1e-3
     config.ema.decay = 0.998
     config.run.tick_kimg = 3.2
-    config.run.snapshot_kimg = 25.6
-    config.run.checkpoint_kimg = 25.6
+    config.run.snapshot_kimg = 6.4
+    config.run.checkpoint_kimg = 12.8
     return config
