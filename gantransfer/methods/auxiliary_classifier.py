@@ -1,5 +1,4 @@
-"""Auxiliary classifier: the discriminator also names the class of reals, and the generator is to make images that it
-names right.
+"""Auxiliary classifier: D also names the class of reals, and G is to make images that it names right.
 
 Odena et al. 2017, "Conditional image synthesis with auxiliary classifier GANs", equations 2 and 3. There the
 discriminator learns classes from reals and fakes alike (`fakes=True`); by default it learns from reals only, as in

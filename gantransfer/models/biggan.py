@@ -1,8 +1,9 @@
 """BigGAN: class-conditional residual generator and projection discriminator, 16 to 512 pixels.
 
-Paper: Brock, Donahue, Simonyan 2018, "Large Scale GAN Training for High Fidelity Natural Image Synthesis", arXiv:1809.11096.
-The layouts are those of the first author's PyTorch release (with its published checkpoints, SAGAN and SN-GAN as settings);
-its code has no discriminator at 512 px, for which StudioGAN's is taken. The 16 px layout is this project's.
+Paper: Brock, Donahue, Simonyan 2018, "Large Scale GAN Training for High Fidelity Natural Image Synthesis",
+arXiv:1809.11096. The layouts are those of the first author's PyTorch release (with its published checkpoints, SAGAN and
+SN-GAN as settings); its code has no discriminator at 512 px, for which StudioGAN's is taken. The 16 px layout is this
+project's.
 
 What differs from the release: arrays are NHWC, so the first linear layer makes `(4, 4, channels)` in this order; equal
 rewrites of convolutions (see `convolution`); spectral normalisation of the discriminator can be switched off, and a
@@ -39,7 +40,8 @@ class Layout:
     """Widths of the blocks at one resolution, in multiples of the width option.
 
     Attributes:
-      generator: input of each generator block and, last, the output of the last; every block doubles the size from 4 px.
+      generator: input of each generator block and, last, the output of the last; every block doubles the size from 4
+        px.
       discriminator: output of each discriminator block; the first block sees the image.
       pooled: how many discriminator blocks, from the first, halve the size.
       labels: per discriminator block, the size by which attention settings name it.
@@ -244,17 +246,25 @@ OPTIONS: dict[str, Option] = {
     "spectral_eps": Option(1e-6, float, "lower bound of the norms in power iterations"),
     "norm_eps": Option(1e-5, float, "added to the variance in conditional batch norm"),
     "out_norm_eps": Option(1e-5, float, "added to the variance in the generator's last batch norm"),
-    "running_variance": Option("unbiased", ("unbiased", "biased"), "which variance of a batch the running value follows"),
+    "running_variance": Option(
+        "unbiased", ("unbiased", "biased"), "which variance of a batch the running value follows"
+    ),
     "init": Option("orthogonal", INITS, "distribution of fresh weights"),
     "embedding_std": Option(1.0, float, "deviation of fresh class embeddings; init fan_in only"),
-    "condition_std": Option(0.5, float, "deviation of fresh conditional gains and biases over 1/sqrt(fan_in); init fan_in only"),
+    "condition_std": Option(
+        0.5, float, "deviation of fresh conditional gains and biases over 1/sqrt(fan_in); init fan_in only"
+    ),
     "projection_std": Option(0.125, float, "deviation of the discriminator's fresh class rows; init fan_in only"),
     "thin_d": Option(False, bool, "hidden width of discriminator blocks is their input's (SN-GAN)"),
     "class_head": Option(False, bool, "a class head on the discriminator"),
     "class_head_scale": Option(1.0, float, "factor on what the class head reads"),
     "pool_scale": Option(1.0, float, "factor on the discriminator's sum over positions"),
-    "convolution": Option("rewritten", convolution.FORMS, "form in which convolutions are computed; both give equal numbers"),
-    "dtype": Option("float32", ("float32", "bfloat16"), "precision of convolutions and products; parameters stay float32"),
+    "convolution": Option(
+        "rewritten", convolution.FORMS, "form in which convolutions are computed; both give equal numbers"
+    ),
+    "dtype": Option(
+        "float32", ("float32", "bfloat16"), "precision of convolutions and products; parameters stay float32"
+    ),
 }
 _MAY_BE_ZERO = ("width_d", "shared_dim")
 
@@ -293,8 +303,16 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(value, allowed):
                 raise UserError(f"model.{name}", value, f"a {allowed.__name__}")
         else:
-            kinds, least = (int, float) if allowed is float else (int,), "at least 0" if name in _MAY_BE_ZERO else "above 0"
-            if isinstance(value, bool) or not isinstance(value, kinds) or value < 0 or not (value or name in _MAY_BE_ZERO):
+            kinds, least = (
+                (int, float) if allowed is float else (int,),
+                "at least 0" if name in _MAY_BE_ZERO else "above 0",
+            )
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, kinds)
+                or value < 0
+                or not (value or name in _MAY_BE_ZERO)
+            ):
                 raise UserError(f"model.{name}", value, f"{'a whole' if allowed is int else 'a'} number {least}")
     o = {name: option.default for name, option in OPTIONS.items()} | dict(options)
     if o["hierarchical"] and not o["shared"]:
@@ -355,7 +373,9 @@ def _attention(name: str, o: Mapping[str, Any], sizes: tuple[int, ...], widths: 
         return ()
     asked = value.split("_")
     if not set(asked) <= set(map(str, sizes)):
-        raise UserError(f"model.{name}", value, f"'0', or some of {', '.join(map(str, dict.fromkeys(sizes)))} joined with '_'")
+        raise UserError(
+            f"model.{name}", value, f"'0', or some of {', '.join(map(str, dict.fromkeys(sizes)))} joined with '_'"
+        )
     blocks = tuple(i for i, size in enumerate(sizes) if str(size) in asked)
     if min(widths[i] for i in blocks) < 8:
         raise UserError(f"model.{name}", value, f"sizes with at least 8 channels; here the blocks have {widths}")

@@ -4,10 +4,11 @@ Every function here takes `form`. "plain" says what is meant, in the words of th
 autodiff. "rewritten" computes the same numbers (to float32 rounding) with fewer multiply-adds, by three means:
 
 - *The closed triple.* For kernel size, stride and padding there are three bilinear maps: the convolution `S(u, k)`, its
-  adjoint in the input `T(x, k)` and its adjoint in the kernel `W(u, x)`, with `<S(u, k), x> = <u, T(x, k)> = <k, W(u, x)>`.
-  The derivatives of each are the other two, so derivatives of any order use only these three programs, each written in a
-  form that compilers have a good kernel for. Left to autodiff, the kernel gradient of a transposed convolution and the
-  second derivatives of gradient penalties become convolutions with image-sized windows or zero-stuffed operands.
+  adjoint in the input `T(x, k)` and its adjoint in the kernel `W(u, x)`, with `<S(u, k), x> = <u, T(x, k)> = <k, W(u,
+  x)>`. The derivatives of each are the other two, so derivatives of any order use only these three programs, each
+  written in a form that compilers have a good kernel for. Left to autodiff, the kernel gradient of a transposed
+  convolution and the second derivatives of gradient penalties become convolutions with image-sized windows or
+  zero-stuffed operands.
 - *Folding.* Nearest upsampling before a 3x3 kernel, and mean pooling after one, are a 4x4 kernel with stride 2: 16
   multiply-adds where there were 36.
 - *Commuting.* A 1x1 kernel commutes with nearest upsampling and with mean pooling: it works at the lower resolution.
@@ -38,8 +39,8 @@ Size = tuple[int, int]
 
 # Kernel gradients with fewer outputs than this are computed with input and cotangent exchanged.
 _FEW_OUTPUTS = 8
-# A CPU's kernel gradient over a batch that overflows its second-level cache (1 MiB of float32) is up to three times slower
-# than the sum of those over parts that fit: measured 43 against 15 ms for 16 samples of 32x32x64.
+# A CPU's kernel gradient over a batch that overflows its second-level cache (1 MiB of float32) is up to three times
+# slower than the sum of those over parts that fit: measured 43 against 15 ms for 16 samples of 32x32x64.
 _CACHED_VALUES = 2**18
 _MOST_PARTS = 8
 
@@ -55,9 +56,7 @@ def convolve(u: Inputs, k: Kernel, stride: int, padding: int) -> Float[Array, "n
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def transposed(
-    x: Float[Array, "n ho wo o"], k: Kernel, stride: int, padding: int, size: Size
-) -> Inputs:
+def transposed(x: Float[Array, "n ho wo o"], k: Kernel, stride: int, padding: int, size: Size) -> Inputs:
     """`T(x, k)`: the adjoint of `convolve` in its input, which was `size` = (height, width) large."""
     pads = []
     for length, kernel, given in zip(size, k.shape[:2], x.shape[1:3], strict=True):
@@ -70,9 +69,7 @@ def transposed(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def kernel_gradient(
-    u: Inputs, x: Float[Array, "n ho wo o"], stride: int, padding: int, size: Size
-) -> Kernel:
+def kernel_gradient(u: Inputs, x: Float[Array, "n ho wo o"], stride: int, padding: int, size: Size) -> Kernel:
     """`W(u, x)`: the adjoint of `convolve` in its kernel, which was `size` = (height, width) large."""
     if stride == 1 and x.shape[3] < _FEW_OUTPUTS <= u.shape[3] and size[0] == size[1]:
         # Few outputs make a thin product; with the roles exchanged the result is the same, turned by 180 degrees.
@@ -195,7 +192,9 @@ def conv3x3_pool(x: Inputs, kernel: Kernel3, form: Form) -> Pooled:
 
 
 def upsample_conv1x1(x: Inputs, kernel: Kernel1, form: Form) -> Upsampled:
-    """Nearest upsampling by 2 and a 1x1 convolution; rewritten with the convolution first, on a quarter of the pixels."""
+    """Nearest upsampling by 2 and a 1x1 convolution; rewritten with the convolution first, on a quarter of the
+    pixels.
+    """
     if form == "plain":
         return conv1x1(upsample2(x, form), kernel, form)
     return upsample2(conv1x1(x, kernel, form), form)

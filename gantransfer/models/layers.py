@@ -2,15 +2,17 @@
 
 Two rules hold for every layer that keeps something beside its parameters:
 
-- It writes to a collection only if the caller made that collection mutable. Evaluation is an `apply` with nothing mutable.
-- Spectral normalisation always divides by the singular value found with one fresh power iteration, in evaluation too, as the
+- It writes to a collection only if the caller made that collection mutable. Evaluation is an `apply` with nothing
+mutable.
+- Spectral normalisation always divides by the singular value found with one fresh power iteration, in evaluation too,
+as the
   reference implementation does (BigGAN-PyTorch); the iterated vectors are kept only where `spectral` is mutable.
 
-A spectral layer that finds no vectors among its variables takes its kernel as it is: `normalised` folds the division into
-the weights once, for layers that are not trained.
+A spectral layer that finds no vectors among its variables takes its kernel as it is: `normalised` folds the division
+into the weights once, for layers that are not trained.
 
-Collections: `params`; `batch_stats` {mean, var} of each normalisation; `spectral` {u `[num_svs, out]`, sigma `[num_svs]`}
-of each normalised kernel; `moments` {mean, var} of the last batch, only where a caller asks for them.
+Collections: `params`; `batch_stats` {mean, var} of each normalisation; `spectral` {u `[num_svs, out]`, sigma
+`[num_svs]`} of each normalised kernel; `moments` {mean, var} of the last batch, only where a caller asks for them.
 """
 
 from collections.abc import Callable, Mapping
@@ -55,8 +57,8 @@ class Recipe:
 
     Attributes:
       spectral: the rule for kernels; None leaves them as they are.
-      init: distribution of fresh kernels and tables; "fan_in" draws N(0, 1 / fan_in) and zero biases, the others are the
-        reference's, with biases uniform within 1 / sqrt(fan_in).
+      init: distribution of fresh kernels and tables; "fan_in" draws N(0, 1 / fan_in) and zero biases, the others are
+        the reference's, with biases uniform within 1 / sqrt(fan_in).
       dtype: of the operands of convolutions and products. Parameters and statistics are float32 always.
       form: which of the equal forms of `convolution` is computed.
     """
@@ -267,8 +269,8 @@ class NormRule:
     Attributes:
       eps: added to the variance.
       decay: of the running values, per training pass that keeps them.
-      running_variance: "unbiased" stores n / (n - 1) times the batch's variance, as torch's batch norm does; "biased" the
-        variance itself, as the reference's own implementation does.
+      running_variance: "unbiased" stores n / (n - 1) times the batch's variance, as torch's batch norm does; "biased"
+        the variance itself, as the reference's own implementation does.
     """
 
     eps: float = 1e-5
@@ -330,8 +332,8 @@ class ConditionalBatchNorm(nn.Module):
     """Batch normalisation whose gain `1 + gain(condition)` and bias `bias(condition)` depend on the sample.
 
     Attributes:
-      num_classes: None where the condition is a vector per sample, which linear maps read; else the condition is labels, and
-        gains and biases are class tables (never spectral).
+      num_classes: None where the condition is a vector per sample, which linear maps read; else the condition is
+        labels, and gains and biases are class tables (never spectral).
       gain: scale of fresh maps and tables under the "fan_in" init.
     """
 
@@ -356,7 +358,9 @@ class ConditionalBatchNorm(nn.Module):
         return _scale_shift(x, mean, variance, self.rule.eps, gain, bias, self.recipe.dtype)
 
 
-def standing_statistics(generator: nn.Module, variables: Variables, z: Float[Array, "s n z"], c: Array) -> dict[str, Any]:
+def standing_statistics(
+    generator: nn.Module, variables: Variables, z: Float[Array, "s n z"], c: Array
+) -> dict[str, Any]:
     """Replaces running statistics by the means over batches of fakes (BigGAN, arXiv:1809.11096, appendix).
 
     Args:

@@ -10,10 +10,9 @@ from typing import Any
 import jax
 from flax import struct
 
-from gantransfer.methods.hooks import MethodState
-
 Tree = Any
-# An array, or what stands for it where these records are trees of something else: a shape, a sharding, a numpy array.
+# An array, or what stands for it where these records are trees of something else: shapes, shardings, options of Orbax,
+# which also puts one in the place of an empty dictionary.
 Leaf = Any
 
 
@@ -39,7 +38,7 @@ class GanState:
       generator, discriminator: what moves of each network.
       ema: running average of the generator's trained leaves and statistics.
       optimizer_g, optimizer_d: optax states over trained leaves only.
-      methods: state of each method that has one, by name.
+      methods: `MethodState` of each method that has one, by name.
       tick: `{metric: float32 (sum, count)}` since the last status line.
     """
 
@@ -49,8 +48,8 @@ class GanState:
     ema: Moving
     optimizer_g: Tree
     optimizer_d: Tree
-    methods: dict[str, MethodState]
-    tick: dict[str, Leaf]
+    methods: Tree
+    tick: Tree
 
 
 @struct.dataclass
@@ -69,7 +68,7 @@ class Held:
 
     generator: Tree
     discriminator: Tree
-    rates: dict[str, dict[str, Leaf]]
+    rates: Tree
     seed: Leaf
     labels: Leaf
     images: Tree | None

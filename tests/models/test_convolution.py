@@ -86,7 +86,14 @@ def test_upsampling_repeats_and_pooling_reduces_squares():
 
 
 # Sizes where the strided convolution leaves rows unused are the ones that padding rules get wrong.
-TRIPLES = [(3, 1, 1, (5, 4)), (4, 2, 1, (6, 8)), (4, 2, 1, (7, 5)), (3, 2, 0, (7, 6)), (5, 3, 2, (8, 9)), (1, 1, 0, (3, 3))]
+TRIPLES = [
+    (3, 1, 1, (5, 4)),
+    (4, 2, 1, (6, 8)),
+    (4, 2, 1, (7, 5)),
+    (3, 2, 0, (7, 6)),
+    (5, 3, 2, (8, 9)),
+    (1, 1, 0, (3, 3)),
+]
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding", "size"), TRIPLES)

@@ -124,7 +124,9 @@ def to_reference(role, variables):
             for i, one in enumerate(value):
                 if last == "u" and layer == ["linear"]:
                     one = _linear_columns(one)
-                out[f"{prefix}.{'u' if last == 'u' else 'sv'}{i}"] = one.reshape(1, -1) if last == "u" else one.reshape(1)
+                out[f"{prefix}.{'u' if last == 'u' else 'sv'}{i}"] = (
+                    one.reshape(1, -1) if last == "u" else one.reshape(1)
+                )
             continue
         if last == "kernel":
             value = value.T if value.ndim == 2 else value.transpose(3, 2, 0, 1)

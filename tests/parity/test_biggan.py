@@ -221,9 +221,13 @@ def test_joint_and_split_passes_of_variants_match(case):
 def test_singular_values_match(case):
     """The value that a pass divides by, without the networks around it."""
     for role, variables in (("generator", case.generator), ("discriminator", case.discriminator)):
-        folded = quick_jit(lambda v: normalised(v, lambda path: True, case.options["spectral_eps"])["params"])(variables)
+        folded = quick_jit(lambda v: normalised(v, lambda path: True, case.options["spectral_eps"])["params"])(
+            variables
+        )
         raw, used, side = to_reference(role, variables), to_reference(role, {"params": folded}), role[0].upper()
-        for name, (sigma, _) in zip(case.arrays[f"{side}_sigma/names"], case.arrays[f"{side}_sigma/values"], strict=True):
+        for name, (sigma, _) in zip(
+            case.arrays[f"{side}_sigma/names"], case.arrays[f"{side}_sigma/values"], strict=True
+        ):
             weight = f"{name}.weight"
             assert_near(np.linalg.norm(raw[weight]) / np.linalg.norm(used[weight]), sigma, BUFFERS, name)
 
@@ -324,8 +328,8 @@ def test_generator_gradients_match(case, shared):
     assert_near(loss, stored["G/loss"], TRAINING)
     allowed = tolerances(shared, case.folder.name)
     assert_gradients("generator", grads, stored, allowed)
-    # Made of the same cotangents as the first layer's weight, where one value of imagenet128 lies on a rectifier's edge:
-    # the plain form falls on the reference's side (4e-6), the rewritten one on that of float64.
+    # Made of the same cotangents as the first layer's weight, where one value of imagenet128 lies on a rectifier's
+    # edge: the plain form falls on the reference's side (4e-6), the rewritten one on that of float64.
     assert_near(grad_z, stored["G/grad_z"], 2 * allowed["G/linear.weight"])
 
 

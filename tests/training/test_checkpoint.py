@@ -335,7 +335,7 @@ def test_a_disk_that_runs_full_while_saving_is_one_line_and_the_checkpoint_befor
             pytest.skip("this machine does not let a test mount a small disk")
         mount = f'mount -t tmpfs -o size=2m tmpfs "{tmp_path}" && exec "$@"'
         command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh", *command]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith(
