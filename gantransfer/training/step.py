@@ -250,11 +250,12 @@ def update_generator(
 
 
 def iterate(
-    recipe: Recipe, due: frozenset[str], state: GanState, held: Held, draws_d: Draw, draw_g: Draw
+    recipe: Recipe, due: frozenset[str], state: GanState, held: Held, draws_d: Draw | None, draw_g: Draw
 ) -> tuple[GanState, dict[str, Array]]:
     """One iteration with its draws given: `draws_d` has a leading axis over the discriminator's updates.
 
-    A network of which nothing trains is not updated, so its half of the step is not in the program.
+    A network of which nothing trains is not updated, so its half of the step is not in the program; where that is the
+    discriminator, `draws_d` may be None.
     """
     metrics: dict[str, Array] = {}
     observed = None
