@@ -28,7 +28,7 @@ from gantransfer.pretrained import catalogue
 from gantransfer.pretrained.source import Source, latents, load, to_uint8
 from gantransfer.training import loop
 from gantransfer.training.partition import MODES, get_mode
-from gantransfer.training.records import RunFolder
+from gantransfer.training.records import RunFolder, read_run_json
 from gantransfer.training.request import make_task, open_data, read_config, resumed_task, use_compile_cache
 
 __all__ = ["LISTINGS", "Run", "dry_run", "evaluate", "finetune", "list_sources", "listing", "load", "report", "sample"]
@@ -177,7 +177,9 @@ def finetune(
 
 
 def _has_begun(workdir: Path) -> bool:
-    return (workdir / "config.json").is_file()
+    """Whether the folder is a run's; a folder with a config.json of something else is refused, and left as it is."""
+    config = workdir / "config.json"
+    return config.is_file() and isinstance(read_run_json(config), dict)
 
 
 def _source_name(source: str | Path | Run | Source) -> str:

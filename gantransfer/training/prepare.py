@@ -33,7 +33,7 @@ from gantransfer.training.draws import StreamedBatch, name_code
 from gantransfer.training.partition import BatchNorm, Mode, Partition, get_mode, make_partition, merge, split
 from gantransfer.training.recipe import Recipe
 from gantransfer.training.state import GanState, Held, Moving, copy
-from gantransfer.training.step import make_optimizer, make_step, method_leaves, metric_names
+from gantransfer.training.step import make_optimizer, make_step, method_leaves, metric_names, trains
 
 Tree = Any
 Log = Callable[[str], None]
@@ -161,7 +161,7 @@ def prepare(config: ml_collections.ConfigDict, source: Source, images: ImageSet,
     )
     held = make_held(config, networks, recipe, frozen, source, images, streamed)
     start = make_state(recipe, held, moving, average, methods, images, streamed)
-    if not (jax.tree.leaves(start.optimizer_g) or jax.tree.leaves(start.optimizer_d)):
+    if not any(trains(recipe, start, role) for role in ROLES):
         raise UserError("transfer.train_g", tuple(config.transfer.train_g), "patterns that leave something to train")
     held = devices.place(held, devices.shardings(mesh, held))
     task = Task(config, source, images, networks, partition, recipe, mesh, frozen, held, start, streamed)

@@ -82,12 +82,7 @@ class RunFolder:
     def read_json(self, name: str) -> Any:
         """Returns what a JSON file of the run holds; None where it is not there."""
         path = self.path / name
-        if not path.exists():
-            return None
-        try:
-            return json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise UserError(str(path), "not JSON", f"the {name} of a run; choose another workdir") from error
+        return read_run_json(path) if path.exists() else None
 
     def compare_config(self, new: Mapping[str, Any], fixed: Iterable[str]) -> None:
         """Stores the settings of a new run; of a resumed one refuses changes that would make another run of it.
@@ -167,6 +162,14 @@ class RunFolder:
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
+
+
+def read_run_json(path: Path) -> Any:
+    """Returns what a JSON file of a run holds; raises `UserError` where it is none, so the folder is no run's."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(str(path), "not JSON", f"the {path.name} of a run; choose another workdir") from error
 
 
 class Records:
@@ -333,7 +336,7 @@ def one_line_for_full_disk(folder: Path) -> Iterator[None]:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping):
         return {name: leaf for key, item in value.items() for name, leaf in _flat(item, f"{prefix}{key}.").items()}
     return {prefix.removesuffix("."): value}
 
