@@ -178,8 +178,12 @@ def finetune(
 
 def _has_begun(workdir: Path) -> bool:
     """Whether the folder is a run's; a folder with a config.json of something else is refused, and left as it is."""
-    config = workdir / "config.json"
-    return config.is_file() and isinstance(read_run_json(config), dict)
+    if not (workdir / "config.json").is_file():
+        return False
+    config = read_run_json(workdir / "config.json")
+    if not isinstance(config, dict) or not {"kimg", "data", "run"} <= set(config):
+        raise UserError("workdir", str(workdir), "a new folder or a run's; the config.json there is of something else")
+    return True
 
 
 def _source_name(source: str | Path | Run | Source) -> str:
@@ -401,7 +405,7 @@ def _reference(data: str | Path | ImageSet, source: Source) -> ImageSet:
 def _run_at(name: str | Path) -> Run | None:
     """The run that a source's name means (`RUN` or `RUN@SNAPSHOT`), or None."""
     places = (Path(name), Path(str(name).rpartition("@")[0]))
-    found = [place for place in places if (place / "snapshots").is_dir() and _has_begun(place)]
+    found = [place for place in places if (place / "snapshots").is_dir() and (place / "data.json").is_file()]
     return Run(found[0]) if found else None
 
 
