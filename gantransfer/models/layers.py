@@ -3,10 +3,9 @@
 Two rules hold for every layer that keeps something beside its parameters:
 
 - It writes to a collection only if the caller made that collection mutable. Evaluation is an `apply` with nothing
-mutable.
+  mutable.
 - Spectral normalisation always divides by the singular value found with one fresh power iteration, in evaluation too,
-as the
-  reference implementation does (BigGAN-PyTorch); the iterated vectors are kept only where `spectral` is mutable.
+  as the reference implementation does (BigGAN-PyTorch); the iterated vectors are kept only where `spectral` is mutable.
 
 A spectral layer that finds no vectors among its variables takes its kernel as it is: `normalised` folds the division
 into the weights once, for layers that are not trained.
