@@ -17,7 +17,9 @@ CONVOLUTIONS = {
     "conv3x3 to one channel": (convolution.conv3x3, (2, 4, 4, 8), (3, 3, 8, 1)),
     "conv1x1": (convolution.conv1x1, (2, 4, 6, 3), (1, 1, 3, 5)),
     "upsample_conv3x3": (convolution.upsample_conv3x3, (2, 4, 3, 3), (3, 3, 3, 5)),
+    "upsample_conv3x3 in phases": (convolution.upsample_conv3x3, (2, 8, 9, 3), (3, 3, 3, 5)),
     "conv3x3_pool": (convolution.conv3x3_pool, (2, 6, 4, 3), (3, 3, 3, 5)),
+    "conv3x3_pool with a gradient in phases": (convolution.conv3x3_pool, (2, 16, 18, 3), (3, 3, 3, 5)),
     "upsample_conv1x1": (convolution.upsample_conv1x1, (2, 4, 3, 3), (1, 1, 3, 5)),
     "conv1x1_pool": (convolution.conv1x1_pool, (2, 6, 4, 3), (1, 1, 3, 5)),
 }
@@ -90,6 +92,7 @@ TRIPLES = [
     (3, 1, 1, (5, 4)),
     (4, 2, 1, (6, 8)),
     (4, 2, 1, (7, 5)),
+    (4, 2, 1, (16, 20)),
     (3, 2, 0, (7, 6)),
     (5, 3, 2, (8, 9)),
     (1, 1, 0, (3, 3)),
@@ -127,9 +130,9 @@ def test_derivatives_of_each_map_are_the_other_two():
 
 
 def test_kernel_gradient_of_a_large_batch_is_the_sum_of_its_parts(monkeypatch):
-    u, x = draw((8, 4, 4, 3), (8, 4, 4, 5))
+    u, x = draw((8, 4, 4, 3), (8, 4, 4, 32))
     whole = convolution.kernel_gradient(u, x, 1, 1, (3, 3))
-    monkeypatch.setattr(convolution, "_CACHED_VALUES", 100)
+    monkeypatch.setattr(convolution, "_CACHED_VALUES", 1500)
     program = jax.jit(lambda u, x: convolution.kernel_gradient(u, x, 1, 1, (3, 3))).lower(u, x)
     assert program.as_text().count("stablehlo.convolution") == 4
     assert_close(program.compile()(u, x), whole)
