@@ -1,0 +1,1 @@
+"""The layouts of published checkpoints: one file per convention, all declared as data."""
