@@ -16,6 +16,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -118,6 +119,13 @@ def ratio(other: list[dict[str, float]], own: list[dict[str, float]], clock: str
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
+def wait_for_quiet(minutes: float) -> None:
+    """Waits until the load average has room for one more process, at most so long."""
+    end = time.monotonic() + 60 * minutes
+    while os.getloadavg()[0] > (os.cpu_count() or 1) - 1 and time.monotonic() < end:
+        time.sleep(5)
+
+
 def measure(options: argparse.Namespace, name: str, cache: Path, folder: Path) -> dict[str, Any]:
     """Everything about one workload: parity, then rounds over all sides."""
     weights = folder / f"{name}.npz"
@@ -138,9 +146,11 @@ def measure(options: argparse.Namespace, name: str, cache: Path, folder: Path) -
     if max(result["disagreement"].values()) <= PARITY:
         once = {side: worker.ask("run", steps=2)["wall"] for side, worker in workers.items()}
         steps = {side: max(2, round(options.seconds / wall)) for side, wall in once.items()}
-        before = os.getloadavg()[0]
+        wait_for_quiet(options.patience)
+        result["load"] = {"before": os.getloadavg()[0]}
         found = interleave(workers, options.rounds, steps)
-        result["load"] = {"before": before, "after": os.getloadavg()[0]}
+        result["load"]["after"] = os.getloadavg()[0]
+        result["contended"] = max(result["load"].values()) > (os.cpu_count() or 1)
         result["rounds"], result["steps per round"] = options.rounds, steps
         for side, times in found.items():
             result["sides"][side] |= {clock: median(t[clock] for t in times) for clock in ("wall", "cpu")}
@@ -187,6 +197,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--core", type=int, default=max(os.sched_getaffinity(0)), help="the one core that everything runs on"
     )
+    parser.add_argument("--patience", type=float, default=0, help="minutes to wait for a quiet machine")
     parser.add_argument("--skip", nargs="*", choices=("steps", "starts", "arithmetic"), default=[])
     parser.add_argument("--cache", help="compilation cache of the timed processes; a temporary folder by default")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -216,8 +227,6 @@ def main() -> None:
         if "arithmetic" not in options.skip:
             result["arithmetic"] = arithmetic(options, cache)
     result["load"]["after"] = os.getloadavg()[0]
-    loads = [load for part in (result, *result["steps"]) for load in part.get("load", {}).values()]
-    result["contended"] = max(loads) > (os.cpu_count() or 1)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(markdown(result))
