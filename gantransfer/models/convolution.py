@@ -43,8 +43,8 @@ _FEW_OUTPUTS = 8
 # slower than the sum of those over parts that fit: measured 43 against 15 ms for 16 samples of 32x32x64.
 _CACHED_VALUES = 2**18
 _MOST_PARTS = 8
-# With fewer outputs than this XLA leaves a convolution to another kernel on CPU, which gains nothing from parts and loses with
-# each: 14 ms for 8 samples of 128x128x16 in one, 79 ms in eight.
+# With fewer outputs than this XLA leaves a convolution to another kernel on CPU, which gains nothing from parts and
+# loses with each: 14 ms for 8 samples of 128x128x16 in one, 79 ms in eight.
 _OUTPUTS_FOR_PARTS = 32
 # Below this side the border that phases compute in vain outweighs what they save.
 _SIDE_FOR_PHASES = 8
@@ -81,7 +81,8 @@ def transposed(x: Float[Array, "n ho wo o"], k: Kernel, stride: int, padding: in
 
 
 def _in_phases(x, k):
-    """`T(x, k)` for the 4x4 kernel that doubles the size, as one 2x2 convolution that makes all four phases of the output.
+    """`T(x, k)` for the 4x4 kernel that doubles the size, as one 2x2 convolution that makes all four phases of the
+    output.
 
     On a CPU it takes a quarter to two thirds of the time of the convolution over zero-stuffed operands.
     """
@@ -162,7 +163,8 @@ kernel_gradient.defvjp(_keep(kernel_gradient), _kernel_gradient_backward)
 def pointwise(x: Inputs, k: Float[Array, "i o"]) -> Outputs:
     """The product over channels of a 1x1 convolution.
 
-    Its kernel gradient is written with the input first: autodiff puts the cotangent first and transposes the result, for which
+    Its kernel gradient is written with the input first: autodiff puts the cotangent first and transposes the result,
+      for which
     XLA has a kernel of half the speed on CPU.
     """
     return jnp.einsum("nhwi,io->nhwo", x, k)

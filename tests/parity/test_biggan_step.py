@@ -133,10 +133,13 @@ def recorded_draws(recipe, fixture, config):
 
 
 def nearest_run(run, draws_d, draw_g, fixture):
-    """The run that is nearest to the reference, of one on its draws and some on draws that differ from them by a rounding error.
+    """The run that is nearest to the reference, of one on its draws and some on draws that differ from them by a
+    rounding error.
 
-    A unit of the recorded iteration on cifar32 is within a rounding error of where its ReLU bends, which decides on a few per
-    cent of an update of the first layers: about half of all equal programs go the other way there. A wrong program gets near
+    A unit of the recorded iteration on cifar32 is within a rounding error of where its ReLU bends, which decides on a
+    few per
+    cent of an update of the first layers: about half of all equal programs go the other way there. A wrong program gets
+      near
     to no recorded entry by such means.
     """
     numbers = np.random.default_rng(0)

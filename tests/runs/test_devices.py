@@ -35,7 +35,9 @@ def test_eight_devices_train_what_one_trains(dots, alone):
 
 def test_eight_devices_train_what_one_trains_with_batch_statistics_and_spectral_norm(letters):
     """Statistics of a batch are those of the whole batch, whatever it is divided over."""
-    settings = {**rig.BIGGAN, **STEADY}
+    settings = {**rig.BIGGAN, **STEADY, "mode": "custom", "transfer.train_g": "*"}
+    # Of D the heads only, for the sake of the compiler; passes through it are the same.
+    settings |= {"transfer.train_d": "('head','projection')"}
     one, eight = end(letters, settings, 2)[1], end(letters, {**settings, "devices.count": 8}, 2)[1]
     assert any("batch_stats" in path for path in one) and any("spectral" in path for path in one)
     rig.assert_close(one, eight, 1e-4)
@@ -43,7 +45,8 @@ def test_eight_devices_train_what_one_trains_with_batch_statistics_and_spectral_
 
 # A rule of one's own trains, but did not agree with the whole parameters within 2e-5; why is not known yet.
 OWN_RULES = pytest.param(
-    ("*/linear/kernel=-1", "*/conv/kernel=2"), marks=pytest.mark.xfail(reason="differs by more than 2e-5", strict=False)
+    ("*/linear/kernel=-1", "*/block_1/conv/kernel=2"),
+    marks=pytest.mark.xfail(reason="differs by more than 2e-5", strict=False),
 )
 
 
@@ -65,7 +68,7 @@ def test_sharded_parameters_train_what_whole_ones_train(dots, alone, rules):
             assert any(path.startswith(part) for path in sharded), part
     else:
         assert specs[kernel] == PartitionSpec(None, None, "model", None)
-        assert all(path.endswith(("/linear/kernel", "/conv/kernel")) for path in sharded)
+        assert all(path.endswith(("/linear/kernel", "/block_1/conv/kernel")) for path in sharded)
     real = task.initial_state().discriminator.trained["block_1"]["conv"]["kernel"]
     assert {shard.data.size for shard in real.addressable_shards} == {real.size // 2}
 
