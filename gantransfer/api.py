@@ -258,7 +258,8 @@ def sample(
     _check_truncation(truncation)
     source = _opened(source)
     rows = source.class_indices(classes).tolist()
-    z = np.concatenate([latents(1, source.networks.z_dim, seed, cut=truncation < 1) for seed in numbers])
+    z_dim, latent = source.networks.z_dim, source.networks.latent
+    z = np.concatenate([latents(1, z_dim, seed, cut=truncation < 1, latent=latent) for seed in numbers])
     if interpolate is not None:
         return [_write_walk(source, output, z, rows, truncation, interpolate)]
     pictures = to_uint8(source.generate(np.tile(z, (len(rows), 1)), np.repeat(rows, len(numbers)), truncation))

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 
 Role = Literal["generator", "discriminator"]
 ROLES: tuple[Role, Role] = ("generator", "discriminator")
+Latent = Literal["normal", "uniform"]
 
 Labels = Int[Array, " n"] | Float[Array, "n k"]
 
@@ -39,7 +40,8 @@ class Judgement(NamedTuple):
     """What a discriminator returns.
 
     Attributes:
-      logits: raw outputs `(n,)`, or a tuple of such arrays where there are several heads.
+      logits: raw outputs `(n,)`, or `(n, m)` where m patches are judged; a tuple of such arrays where there are several
+        heads.
       stages: the stages that were asked for, by name.
       classes: class logits `(n, num_classes)` of the class head; None where the network has none.
     """
@@ -78,6 +80,7 @@ class Networks:
       joint_pass: whether fakes and reals go through the discriminator as one batch (fakes first) unless a run says
         otherwise.
       has_class_head: whether `Judgement.classes` is there.
+      latent: distribution of each number of a latent: standard normal, or uniform in [-1, 1).
     """
 
     generator: nn.Module
@@ -91,6 +94,7 @@ class Networks:
     class_rows: Mapping[Role, tuple[ClassRows, ...]] = field(default_factory=dict)
     joint_pass: bool = True
     has_class_head: bool = False
+    latent: Latent = "normal"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from gantransfer.errors import UserError, one_of
 from gantransfer.models import get_family
-from gantransfer.models.family import Networks
+from gantransfer.models.family import Latent, Networks
 
 Variables = Mapping[str, Any]  # collections of a network: params, batch_stats, spectral, constants
 ClassName = str | int | np.integer
@@ -101,7 +101,7 @@ class Source:
         """Generates images from given latents, in evaluation mode with the averaged weights.
 
         Args:
-          z: latents `(n, z_dim)`, standard normal.
+          z: latents `(n, z_dim)`, of the distribution `networks.latent`.
           labels: class indices `(n,)` or class weights `(n, num_classes)`; None: the classes in turn, image i of
             class i mod num_classes.
           truncation: factor of z, which makes it the deviation of the latents (Brock et al. 2019, section 3.1).
@@ -163,7 +163,8 @@ class Source:
         if n < 1:
             raise UserError("n", n, "at least 1")
         chosen = self.class_indices(classes)
-        z = latents(n, self.networks.z_dim, seed, cut=_checked_truncation(truncation) < 1)
+        cut = _checked_truncation(truncation) < 1
+        z = latents(n, self.networks.z_dim, seed, cut, self.networks.latent)
         return to_uint8(self.generate(z, chosen[np.arange(n) % len(chosen)], truncation))
 
     def interpolate(
@@ -335,12 +336,14 @@ def _initial_arguments(networks: Networks) -> tuple[Any, ...]:
     return networks.generator, networks.discriminator, _image_shape(networks), networks.z_dim
 
 
-def latents(n: int, z_dim: int, seed: int, cut: bool = False) -> Float32[np.ndarray, "n z"]:
-    """Draws standard normal latents; row i depends on `seed` and i only, not on `n`.
+def latents(
+    n: int, z_dim: int, seed: int, cut: bool = False, latent: Latent = "normal"
+) -> Float32[np.ndarray, "n z"]:
+    """Draws latents of the distribution `Networks.latent`; row i depends on `seed` and i only, not on `n`.
 
-    With `cut`, values beyond two standard deviations are drawn again (the truncated normal of [-2, 2]).
+    With `cut`, normal values beyond two standard deviations are drawn again (the truncated normal of [-2, 2]).
     """
-    draw = lambda indices: _latents(jax.random.key(seed), indices, z_dim, cut)
+    draw = lambda indices: _latents(jax.random.key(seed), indices, z_dim, cut, latent)
     return in_batches(draw, np.arange(n, dtype=np.int32))
 
 
@@ -424,13 +427,15 @@ def _pictures(generator: nn.Module, variables: Variables, z: Array, c: Array) ->
 def _logits(discriminator: nn.Module, variables: Variables, x: Array, c: Array) -> Array:
     logits = discriminator.apply(variables, x, c).logits
     heads = logits if isinstance(logits, tuple) else (logits,)
-    return (sum(heads) / len(heads)).astype(jnp.float32)
+    return (sum(head.reshape(len(x), -1).mean(1) for head in heads) / len(heads)).astype(jnp.float32)
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def _latents(key: Array, indices: Array, z_dim: int, cut: bool) -> Array:
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _latents(key: Array, indices: Array, z_dim: int, cut: bool, latent: Latent) -> Array:
     def one(index: Array) -> Array:
         own = jax.random.fold_in(key, index)
+        if latent == "uniform":
+            return jax.random.uniform(own, (z_dim,), minval=-1, maxval=1)
         return jax.random.truncated_normal(own, -2, 2, (z_dim,)) if cut else jax.random.normal(own, (z_dim,))
 
     return jax.vmap(one)(indices)

@@ -216,7 +216,7 @@ def step0_difference(source: Source, target: Source, report: SurgeryReport) -> d
         same = np.zeros((len(origins), source.info.num_classes), np.float32)
         for i, origin in enumerate(origins):
             np.add.at(same[i], list(origin.sources), origin.weights)
-    z = latents(len(labels), source.networks.z_dim, seed=0)
+    z = latents(len(labels), source.networks.z_dim, seed=0, latent=source.networks.latent)
     images = target.generate(z, labels)
     difference: dict[str, float | None] = {"generator": float(np.abs(images - source.generate(z, same)).max())}
     has_both = source.discriminator is not None and target.discriminator is not None

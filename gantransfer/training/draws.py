@@ -24,7 +24,7 @@ class Draw(NamedTuple):
     Attributes:
       reals: `(n, h, w, channels)` in [-1, 1]; None for the generator.
       real_labels: int32 `(n,)`; None for the generator.
-      z: latents `(n, z_dim)`.
+      z: latents `(n, z_dim)`, of the networks' distribution.
       c: labels of the fakes.
       keys: one random key per image.
     """
@@ -61,7 +61,9 @@ def keys_at(seed: Array, positions: Int[Array, " n"]) -> Any:
 def draw_fakes(recipe: Recipe, held: Held, positions: Int[Array, " n"], role: Role) -> Draw:
     """Latents, labels and keys of the fakes of one update; image i's depend on its position alone."""
     keys = fold(keys_at(held.seed, positions), role)
-    z = jax.vmap(lambda key: jax.random.normal(key, (recipe.networks.z_dim,)))(fold(keys, "z"))
+    latent, shape = recipe.networks.latent, (recipe.networks.z_dim,)
+    one = jax.random.normal if latent == "normal" else partial(jax.random.uniform, minval=-1, maxval=1)
+    z = jax.vmap(lambda key: one(key, shape))(fold(keys, "z"))
     count = recipe.networks.num_classes if recipe.fake_labels == "uniform" else held.labels.shape[0]
     c = jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(fold(keys, "c"))
     if recipe.fake_labels == "data":

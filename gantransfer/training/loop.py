@@ -356,7 +356,7 @@ def check_state(images_seen: int, state: GanState) -> None:
 def grid_inputs(task: Task) -> tuple[np.ndarray, np.ndarray]:
     """Fixed latents and labels of the grids: rows by class, the same latents in every row and at every time."""
     columns, classes = task.config.run.grid_columns, min(task.networks.num_classes, GRID_CLASSES)
-    z = latents(columns, task.networks.z_dim, GRID_SEED)
+    z = latents(columns, task.networks.z_dim, GRID_SEED, latent=task.networks.latent)
     return np.tile(z, (classes, 1)), np.repeat(np.arange(classes, dtype=np.int32), columns)
 
 
