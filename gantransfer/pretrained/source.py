@@ -336,9 +336,7 @@ def _initial_arguments(networks: Networks) -> tuple[Any, ...]:
     return networks.generator, networks.discriminator, _image_shape(networks), networks.z_dim
 
 
-def latents(
-    n: int, z_dim: int, seed: int, cut: bool = False, latent: Latent = "normal"
-) -> Float32[np.ndarray, "n z"]:
+def latents(n: int, z_dim: int, seed: int, cut: bool = False, latent: Latent = "normal") -> Float32[np.ndarray, "n z"]:
     """Draws latents of the distribution `Networks.latent`; row i depends on `seed` and i only, not on `n`.
 
     With `cut`, normal values beyond two standard deviations are drawn again (the truncated normal of [-2, 2]).
