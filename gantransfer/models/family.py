@@ -8,6 +8,8 @@ Calls (NHWC, float32 outputs):
     generator(z, c, train=False, want=())      -> Picture
     discriminator(x, c, train=False, want=())  -> Judgement
 
+Where `Networks.truncation` says so, the generator also takes `truncation=1.0`.
+
 `z` is `(n, z_dim)`; `c` is int32 `(n,)` or class weights `(n, num_classes)`; `x` is `(n, h, w, channels)` in [-1, 1].
 `train=True` uses batch statistics where the family has batch norm. What a forward pass changes (running averages,
 spectral norm vectors) is written only to collections that the caller made mutable, so evaluation is `apply` with
@@ -81,6 +83,9 @@ class Networks:
         otherwise.
       has_class_head: whether `Judgement.classes` is there.
       latent: distribution of each number of a latent: standard normal, or uniform in [-1, 1).
+      truncation: what a truncation below 1 does to a picture: it scales the latents ("latents"), it is given to the
+        generator's call as `truncation` ("call"), or "both". Such a generator is called with a Python number, so that
+        it may compute with it before anything is traced.
     """
 
     generator: nn.Module
@@ -95,6 +100,7 @@ class Networks:
     joint_pass: bool = True
     has_class_head: bool = False
     latent: Latent = "normal"
+    truncation: Literal["latents", "call", "both"] = "latents"
 
 
 @dataclass(frozen=True)

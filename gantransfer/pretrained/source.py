@@ -104,7 +104,8 @@ class Source:
           z: latents `(n, z_dim)`, of the distribution `networks.latent`.
           labels: class indices `(n,)` or class weights `(n, num_classes)`; None: the classes in turn, image i of
             class i mod num_classes.
-          truncation: factor of z, which makes it the deviation of the latents (Brock et al. 2019, section 3.1).
+          truncation: what it does is declared by the family (`Networks.truncation`). For most it is a factor of z,
+            which makes it the deviation of the latents (Brock et al. 2019, section 3.1).
 
         Returns:
           Images `(n, h, w, channels)` in [-1, 1].
@@ -115,9 +116,12 @@ class Source:
         z = np.asarray(z, np.float32)
         if z.ndim != 2 or z.shape[1] != self.networks.z_dim:
             raise UserError("z", z.shape, f"an array of shape (n, {self.networks.z_dim})")
-        z = z * np.float32(_checked_truncation(truncation))
+        truncation, meant = _checked_truncation(truncation), self.networks.truncation
+        given = None if meant == "latents" else truncation
+        if meant != "call":
+            z = z * np.float32(truncation)
         weights = self._cycle(len(z)) if labels is None else self._checked_labels(labels, len(z))
-        return in_batches(partial(_pictures, self.networks.generator, self.ema), z, weights)
+        return in_batches(partial(_pictures, self.networks.generator, given, self.ema), z, weights)
 
     def judge(
         self, images: np.ndarray | Array, labels: np.ndarray | Array | Sequence[int] | None = None
@@ -147,15 +151,15 @@ class Source:
     ) -> UInt8[np.ndarray, "n h w c"]:
         """Samples `n` images as bytes.
 
-        Image i has latent `latents(n, seed)[i]`, whatever `n` is. Below truncation 1 latents are drawn from the
-        normal cut at two standard deviations and then scaled (Brock et al. 2019, section 3.1: values outside are
-        drawn again).
+        Image i has latent `latents(n, seed)[i]`, whatever `n` is. Where truncation scales latents, below 1 they are
+        drawn from the normal cut at two standard deviations and then scaled (Brock et al. 2019, section 3.1: values
+        outside are drawn again).
 
         Args:
           n: number of images.
           seed: of the latents.
           classes: indices or names that the images take in turn; None: all classes in turn.
-          truncation: standard deviation of the latents.
+          truncation: as for `generate`.
 
         Raises:
           UserError: an unknown class (with the nearest name), n below 1, or a truncation below 0.
@@ -163,7 +167,7 @@ class Source:
         if n < 1:
             raise UserError("n", n, "at least 1")
         chosen = self.class_indices(classes)
-        cut = _checked_truncation(truncation) < 1
+        cut = self.networks.truncation != "call" and _checked_truncation(truncation) < 1
         z = latents(n, self.networks.z_dim, seed, cut, self.networks.latent)
         return to_uint8(self.generate(z, chosen[np.arange(n) % len(chosen)], truncation))
 
@@ -416,9 +420,10 @@ def in_batches(function: Any, *arrays: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-@partial(jax.jit, static_argnums=0)
-def _pictures(generator: nn.Module, variables: Variables, z: Array, c: Array) -> Array:
-    return generator.apply(variables, z, c).images.astype(jnp.float32)
+@partial(jax.jit, static_argnums=(0, 1))
+def _pictures(generator: nn.Module, truncation: float | None, variables: Variables, z: Array, c: Array) -> Array:
+    given = {} if truncation is None else {"truncation": truncation}
+    return generator.apply(variables, z, c, **given).images.astype(jnp.float32)
 
 
 @partial(jax.jit, static_argnums=0)
