@@ -123,6 +123,12 @@ class Layout:
       dropped: patterns of names that are left out on reading, each with the reason.
       made: on writing, arrays of dropped names that the original code insists on: `made(role, options)`.
       absent: our leaves (collection and path) that no file holds: `absent(role, options)` gives their values.
+      to_config: the other way round of `from_config`: what an exported configuration says of options that weights
+        cannot tell, so that importing it again gives the same network.
+      filled: patterns of names that some files of this layout leave out, each with the number that stands in for every
+        entry and the reason.
+      averaged: whether a generator that is alone, under a name that does not tell, is the averaged one.
+      notice: what must be said whenever a file of this layout is converted, such as the terms of its release.
     """
 
     name: str
@@ -135,10 +141,18 @@ class Layout:
     dropped: tuple[tuple[str, str], ...] = ()
     made: Callable[[Role, Options], State] = lambda role, options: {}
     absent: Callable[[Role, Options], State] = lambda role, options: {}
+    to_config: Callable[[Options], Mapping[str, Any]] = lambda options: {}
+    filled: tuple[tuple[str, float, str], ...] = ()
+    averaged: bool = False
+    notice: str = ""
 
     def reason(self, name: str) -> str | None:
         """Why a name of the file is left out; None where it is not."""
         return next((why for pattern, why in self.dropped if fnmatchcase(name, pattern)), None)
+
+    def stand_in(self, name: str) -> tuple[float, str] | None:
+        """What stands in for a name that a file may leave out, and why; None where it may not."""
+        return next(((value, why) for pattern, value, why in self.filled if fnmatchcase(name, pattern)), None)
 
 
 def to_ours(leaves: Iterable[Leaf], state: State) -> dict[str, np.ndarray]:
