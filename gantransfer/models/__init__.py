@@ -1,10 +1,10 @@
 """Model families by name."""
 
 from gantransfer.errors import one_of
-from gantransfer.models import biggan
+from gantransfer.models import biggan, dcgan
 from gantransfer.models.family import Family
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (biggan.FAMILY,)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (biggan.FAMILY, dcgan.FAMILY)}
 
 
 def get_family(name: str) -> Family:

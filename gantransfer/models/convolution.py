@@ -195,6 +195,46 @@ def conv1x1(x: Inputs, kernel: Kernel1, form: Form) -> Outputs:
     return pointwise(x, kernel[0, 0])
 
 
+def conv_same(x: Inputs, kernel: Kernel, form: Form) -> Outputs:
+    """A convolution that keeps the size; an even kernel reaches one pixel further up and left than down and right."""
+    side = kernel.shape[0]
+    if form == "plain":
+        pads = [(side // 2, (side - 1) // 2)] * 2
+        return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    if side % 2 == 0:
+        x = jnp.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0)))
+    return convolve(x, kernel, 1, (side - 1) // 2)
+
+
+def conv_down(x: Inputs, kernel: Kernel, form: Form) -> Float[Array, "n ho wo o"]:
+    """A convolution with stride 2, padded by half its kernel's side; halves an even size."""
+    padding = (kernel.shape[0] - 1) // 2
+    if form == "plain":
+        pads = [(padding, padding)] * 2
+        return lax.conv_general_dilated(x, kernel, (2, 2), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return convolve(x, kernel, 2, padding)
+
+
+def conv_up(x: Inputs, kernel: Kernel, form: Form) -> Upsampled:
+    """A transposed convolution with stride 2 that doubles the size.
+
+    Pixel i of the input adds `kernel[a]` to pixel `2 * i + a - (side - 1) // 2` of the output.
+    """
+    side = kernel.shape[0]
+    padding = (side - 1) // 2
+    if form == "plain":
+        pads = [(side - 1 - padding, padding + 1)] * 2
+        return lax.conv_general_dilated(
+            x,
+            lax.rev(kernel, (0, 1)),
+            (1, 1),
+            pads,
+            lhs_dilation=(2, 2),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+    return transposed(x, kernel.swapaxes(2, 3), 2, padding, (2 * x.shape[1], 2 * x.shape[2]))
+
+
 def upsample2(x: Outputs, form: Form) -> Upsampled:
     """Nearest-neighbour upsampling by 2."""
     if form == "plain":

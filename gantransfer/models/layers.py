@@ -217,7 +217,7 @@ class Conv(nn.Module):
 
     Attributes:
       features: number of outputs.
-      size: side of the kernel, 1 or 3.
+      size: side of the kernel.
     """
 
     features: int

@@ -22,6 +22,14 @@ CONVOLUTIONS = {
     "conv3x3_pool with a gradient in phases": (convolution.conv3x3_pool, (2, 16, 18, 3), (3, 3, 3, 5)),
     "upsample_conv1x1": (convolution.upsample_conv1x1, (2, 4, 3, 3), (1, 1, 3, 5)),
     "conv1x1_pool": (convolution.conv1x1_pool, (2, 6, 4, 3), (1, 1, 3, 5)),
+    "conv_same of an odd kernel": (convolution.conv_same, (2, 6, 5, 3), (5, 5, 3, 2)),
+    "conv_same of an even kernel": (convolution.conv_same, (2, 6, 5, 3), (4, 4, 3, 2)),
+    "conv_down by 4x4": (convolution.conv_down, (2, 6, 4, 3), (4, 4, 3, 5)),
+    "conv_down by 5x5": (convolution.conv_down, (2, 6, 4, 3), (5, 5, 3, 5)),
+    "conv_down of an odd size": (convolution.conv_down, (2, 7, 5, 3), (4, 4, 3, 5)),
+    "conv_up by 4x4": (convolution.conv_up, (2, 4, 3, 3), (4, 4, 3, 5)),
+    "conv_up by 4x4 in phases": (convolution.conv_up, (2, 8, 9, 3), (4, 4, 3, 5)),
+    "conv_up by 5x5": (convolution.conv_up, (2, 4, 3, 3), (5, 5, 3, 5)),
 }
 RESAMPLINGS = {
     "upsample2": convolution.upsample2,
