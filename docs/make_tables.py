@@ -50,11 +50,11 @@ def make(name: str) -> str:
                 (
                     f"`{entry.name}`",
                     entry.family,
-                    f"{entry.resolution} px",
+                    f"{entry.resolution} px" if entry.resolution else "not stated",
                     entry.num_classes,
                     "both" if entry.has_discriminator else "G",
                     entry.licence,
-                    "yes" if entry.commercial_use else "no",
+                    entry.commercial_use,
                     entry.about,
                 )
                 for entry in catalogue.list_sources()

@@ -114,6 +114,10 @@ def build_parser() -> _Parser:
     listing = verbs.add_parser("list", help="show what can be named", allow_abbrev=False)
     listing.add_argument("what", help="sources, modes, methods, families, features or config")
     listing.add_argument("pattern", nargs="?", default="*", help="such as 'biggan*'")
+    listing.add_argument("--family", help="sources of this model family")
+    listing.add_argument("--resolution", type=int, help="sources of this size in pixels")
+    listing.add_argument("--commercial", action="store_true", help="sources that clearly allow commercial use")
+    listing.add_argument("--with_discriminator", action="store_true", help="sources with a discriminator to finetune")
     parser.verbs = dict(verbs.choices)
     return parser
 
@@ -197,7 +201,9 @@ def run_list(options: argparse.Namespace) -> None:
     from gantransfer import api
 
     one_of("list", options.what, api.LISTINGS)
-    print(api.listing(options.what, options.pattern))
+    asked = {name: getattr(options, name) for name in ("family", "resolution", "commercial", "with_discriminator")}
+    filters = {name: value for name, value in asked.items() if value not in (None, False)}
+    print(api.listing(options.what, options.pattern, **filters))
 
 
 def dispatch(options: argparse.Namespace, fields: dict[str, str]) -> None:

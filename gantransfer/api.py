@@ -432,15 +432,20 @@ def report(
     return write_report(paths, Path(output) if output else paths[0] / "report.html", title=title)
 
 
-def listing(what: str, pattern: str = "*") -> str:
-    """Returns what can be named, one line each: sources, modes, methods, families, features or config."""
+def listing(what: str, pattern: str = "*", **filters: Any) -> str:
+    """Returns what can be named, one line each: sources, modes, methods, families, features or config.
+
+    `filters` are those of `list_sources`, for sources only.
+    """
     from fnmatch import fnmatchcase
 
     from gantransfer import features as networks
 
     one_of("list", what, LISTINGS)
+    if filters and what != "sources":
+        raise UserError(f"--{next(iter(filters))}", what, "sources; nothing else is filtered by it")
     if what == "sources":
-        lines = {entry.name: f"{entry.name}: {entry.about}; {entry.licence}" for entry in catalogue.list_sources()}
+        lines = {entry.name: str(entry) for entry in catalogue.list_sources(**filters)}
     elif what == "modes":
         lines = {name: f"{name}: {mode.help}" for name, mode in MODES.items()}
     elif what == "methods":

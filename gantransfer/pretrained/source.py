@@ -246,6 +246,8 @@ class Source:
 def load(name: str | Path) -> Source:
     """Loads a source: a catalogue name, a source folder or snapshot, or a run.
 
+    What a catalogue name stands for is downloaded the first time (`gantransfer.pretrained.download`).
+
     A run's folder means its newest snapshot; `RUN@best` means the snapshot folder of that name, `RUN@12800` the
     snapshot after 12,800 images. A catalogue name wins over a folder of the same name (write `./glyphs` for the
     folder).
@@ -253,11 +255,16 @@ def load(name: str | Path) -> Source:
     Raises:
       UserError: nothing of the kind is there, naming the nearest catalogue name, or what is there cannot be read.
     """
-    # These two build on this file.
-    from gantransfer.pretrained import catalogue, folder
+    # These build on this file.
+    from gantransfer.pretrained import catalogue, download, folder
 
     if name in catalogue.CATALOGUE:
-        return folder.read_source(catalogue.CATALOGUE[str(name)].folder)
+        entry = catalogue.CATALOGUE[str(name)]
+        if entry.layout is None:
+            raise UserError("source", entry.name, f"a source that can be read here; {entry.about} ({entry.page})")
+        found = load(download.fetch(entry))
+        known = {"licence": entry.licence, "origin": entry.page, "trained_on": entry.trained_on}
+        return found if entry.folder else with_info(found, name=entry.name, **known)
     # os.path answers no, where Path raises, for names that cannot be paths at all.
     place, at, which = str(name).rpartition("@")
     if not at or os.path.exists(name):
