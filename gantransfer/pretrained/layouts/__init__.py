@@ -10,7 +10,7 @@ from gantransfer.errors import one_of
 from gantransfer.pretrained.layouts.layout import Layout
 
 # Imported at the first use of any layout: a family's networks need not be known to read a source folder.
-FILES: tuple[str, ...] = ()
+FILES: tuple[str, ...] = ("biggan",)
 
 
 @cache
