@@ -10,10 +10,11 @@ Nothing in such a folder is code, and everything in it is checked against the ar
 before it is used.
 """
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gantransfer.errors import UserError
-from gantransfer.pretrained.source import Source, SourceInfo, Variables, build_networks, variable_shapes
+from gantransfer.pretrained.description import check_description, describe, described_networks, read_json, short
+from gantransfer.pretrained.source import Source, Variables, variable_shapes
 
-FORMAT_VERSION = 1
 EMA, RAW, DISCRIMINATOR = "generator.safetensors", "generator_raw.safetensors", "discriminator.safetensors"
 # Names of safetensors for the types that variables have.
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "uint32": "U32", "bool": "BOOL"}
 LISTED = 6
-LARGEST_OPTION = 10**6
 
 
 def write_source(folder: str | Path, source: Source, *, card: str) -> None:
@@ -46,13 +46,8 @@ def write_source(folder: str | Path, source: Source, *, card: str) -> None:
     folder = Path(folder)
     if folder.exists() and not (_is_source(folder) or (folder.is_dir() and not any(folder.iterdir()))):
         raise UserError("folder", str(folder), "a new or empty folder, or a source folder to replace")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (folder.parent / f".{folder.name}.{state}" for state in ("partial", "old"))
-    for left_over in (partial, old):
-        shutil.rmtree(left_over, ignore_errors=True)
-    partial.mkdir()
-    try:
-        config = json.dumps(_config(source), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with whole_folder(folder) as partial:
+        config = json.dumps(describe(source), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         (partial / "config.json").write_text(config, "utf-8")
         (partial / "README.md").write_text(card, "utf-8")
         _write_variables(partial / EMA, source.ema)
@@ -60,7 +55,19 @@ def write_source(folder: str | Path, source: Source, *, card: str) -> None:
             _write_variables(partial / RAW, source.generator)
         if source.discriminator is not None:
             _write_variables(partial / DISCRIMINATOR, source.discriminator)
-        for file in (*partial.iterdir(), partial):
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Gives a folder to write into; it takes the place of `folder` at the end, or is deleted where that fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (folder.parent / f".{folder.name}.{state}" for state in ("partial", "old"))
+    for left_over in (partial, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        for file in (*partial.rglob("*"), partial):
             _flush(file)
         if folder.exists():
             folder.rename(old)
@@ -79,7 +86,7 @@ def read_source(folder: str | Path) -> Source:
     """
     folder = Path(folder)
     config = _read_config(folder / "config.json")
-    networks, options = build_networks(config["family"], _frozen(config["options"]), config["class_names"])
+    networks, info = described_networks(config)
     for file, known in (
         (folder / RAW, config["has"]["generator"]),
         (folder / DISCRIMINATOR, config["has"]["discriminator"]),
@@ -92,23 +99,6 @@ def read_source(folder: str | Path) -> Source:
     discriminator = None
     if config["has"]["discriminator"]:
         discriminator = _read_variables(folder / DISCRIMINATOR, discriminator_shapes, config["family"])
-    info = SourceInfo(
-        name=config["name"],
-        family=config["family"],
-        options=options,
-        resolution=networks.resolution,
-        channels=networks.channels,
-        z_dim=networks.z_dim,
-        class_names=tuple(config["class_names"]),
-        licence=config["licence"],
-        origin=config["origin"],
-        trained_on=config["trained_on"],
-        images_seen=config["images_seen"],
-        has_generator=config["has"]["generator"],
-        has_ema=config["has"]["ema"],
-        has_discriminator=config["has"]["discriminator"],
-        sample_defaults=config["sample_defaults"],
-    )
     source = Source(info, networks, raw, ema, discriminator)
     written = config["fingerprint"]
     if written is not None and written != source.fingerprint():
@@ -146,70 +136,8 @@ def _is_source(folder: Path) -> bool:
     return (folder / EMA).is_file() and (folder / "config.json").is_file()
 
 
-def _config(source: Source) -> dict[str, Any]:
-    info = source.info
-    return {
-        "format_version": FORMAT_VERSION,
-        "name": info.name,
-        "family": info.family,
-        "options": dict(info.options),
-        "class_names": list(info.class_names),
-        "licence": info.licence,
-        "origin": info.origin,
-        "trained_on": info.trained_on,
-        "images_seen": info.images_seen,
-        "has": {
-            "generator": info.has_generator,
-            "ema": info.has_ema,
-            "discriminator": source.discriminator is not None,
-        },
-        "sample_defaults": dict(info.sample_defaults),
-        "fingerprint": source.fingerprint(),
-    }
-
-
 def _read_config(file: Path) -> dict[str, Any]:
-    """Reads and checks config.json: all of its fields, and no others."""
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(str(file), _short(error), "the config.json of a source folder") from error
-    if not isinstance(config, dict) or config.get("format_version") != FORMAT_VERSION:
-        version = config.get("format_version") if isinstance(config, dict) else None
-        raise UserError(f"{file}: format_version", version, f"{FORMAT_VERSION}; other files are not source folders")
-    is_text = lambda value: isinstance(value, str)
-    is_count = lambda value: value is None or (type(value) is int and value >= 0)
-    is_names = lambda value: isinstance(value, list) and all(map(is_text, value))
-    is_settings = lambda value: isinstance(value, dict)
-    is_options = lambda value: (
-        is_settings(value)
-        and not any(isinstance(inner, int | float) and not abs(inner) <= LARGEST_OPTION for inner in value.values())
-    )
-    is_has = lambda value: (
-        is_settings(value)
-        and set(value) == {"generator", "ema", "discriminator"}
-        and all(isinstance(known, bool) for known in value.values())
-    )
-    rules = {
-        "format_version": (lambda value: True, ""),
-        "has": (is_has, "generator, ema and discriminator, each true or false"),
-        "class_names": (is_names, "a list of names"),
-        "images_seen": (is_count, "a number of images, or null"),
-        "fingerprint": (lambda value: value is None or is_text(value), "a SHA-256 in hexadecimal, or null"),
-    }
-    rules |= {"sample_defaults": (is_settings, "settings by name")}
-    rules |= {"options": (is_options, f"options by name, numbers up to {LARGEST_OPTION}")}
-    rules |= {key: (is_text, "text") for key in ("name", "family", "licence", "origin", "trained_on")}
-    if set(config) != set(rules):
-        wrong = sorted(set(config) ^ set(rules))
-        raise UserError(f"{file}: fields", wrong, "these fields and no others: " + ", ".join(sorted(rules)))
-    for key, (accepts, words) in rules.items():
-        if not accepts(config[key]):
-            raise UserError(f"{file}: {key}", config[key], words)
-    count, names = config["options"].get("num_classes", len(config["class_names"])), len(config["class_names"])
-    if count != names:
-        raise UserError(f"{file}: class_names", f"{names} names", f"{count} names, as options.num_classes says")
-    return config
+    return check_description(file, read_json(file, "the config.json of a source folder"))
 
 
 def _write_variables(file: Path, variables: Variables) -> None:
@@ -231,14 +159,15 @@ def _read_variables(file: Path, shapes: Variables, family: str) -> Variables:
         with safe_open(file, framework="numpy") as opened:
             slices = {path: opened.get_slice(path) for path in opened.keys()}
             stored = {path: (tuple(part.get_shape()), str(part.get_dtype())) for path, part in slices.items()}
-            _check_leaves(file, expected, stored, family)
+            check_leaves(file, expected, stored, family)
             flat = {path: opened.get_tensor(path) for path in expected}
     except (OSError, SafetensorError) as error:
-        raise UserError(str(file), _short(error), "a whole safetensors file") from error
+        raise UserError(str(file), short(error), "a whole safetensors file") from error
     return jax.device_put(unflatten_dict(flat, sep="/"))
 
 
-def _check_leaves(file: Path, expected: Mapping[str, Any], stored: Mapping[str, Any], family: str) -> None:
+def check_leaves(file: Path, expected: Mapping[str, Any], stored: Mapping[str, Any], family: str) -> None:
+    """Raises `UserError` with all differences between leaves, `(shape, type)` by path, that should be and that are."""
     words = lambda leaf: f"{leaf[1]}{list(leaf[0])}"
     missing = [f"{path} {words(expected[path])}" for path in expected if path not in stored]
     unexpected = [f"{path} {words(stored[path])}" for path in stored if path not in expected]
@@ -254,17 +183,6 @@ def _check_leaves(file: Path, expected: Mapping[str, Any], stored: Mapping[str, 
     ]
     if differences:
         raise UserError(str(file), "; ".join(differences), f"the leaves of {family} with the options in config.json")
-
-
-def _frozen(value: Any) -> Any:
-    """JSON's lists as tuples, so that options can be attributes of modules."""
-    if isinstance(value, dict):
-        return {key: _frozen(inner) for key, inner in value.items()}
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def _flush(path: Path) -> None:

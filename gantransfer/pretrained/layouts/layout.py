@@ -34,7 +34,7 @@ class Change:
 
     def then(self, other: "Change") -> "Change":
         """This change and then another, in the direction from the file to us."""
-        words = [w for w in (self.words, other.words) if w != "mapped"] or ["mapped"]
+        words = [w for change in (self, other) for w in change.words.split(" and ") if w != "mapped"] or ["mapped"]
         return Change(
             " and ".join(dict.fromkeys(words)),
             lambda a: other.forward(self.forward(a)),
@@ -125,8 +125,6 @@ class Layout:
       absent: our leaves (collection and path) that no file holds: `absent(role, options)` gives their values.
       to_config: the other way round of `from_config`: what an exported configuration says of options that weights
         cannot tell, so that importing it again gives the same network.
-      filled: patterns of names that some files of this layout leave out, each with the number that stands in for every
-        entry and the reason.
       averaged: whether a generator that is alone, under a name that does not tell, is the averaged one.
       notice: what must be said whenever a file of this layout is converted, such as the terms of its release.
     """
@@ -142,17 +140,12 @@ class Layout:
     made: Callable[[Role, Options], State] = lambda role, options: {}
     absent: Callable[[Role, Options], State] = lambda role, options: {}
     to_config: Callable[[Options], Mapping[str, Any]] = lambda options: {}
-    filled: tuple[tuple[str, float, str], ...] = ()
     averaged: bool = False
     notice: str = ""
 
     def reason(self, name: str) -> str | None:
         """Why a name of the file is left out; None where it is not."""
         return next((why for pattern, why in self.dropped if fnmatchcase(name, pattern)), None)
-
-    def stand_in(self, name: str) -> tuple[float, str] | None:
-        """What stands in for a name that a file may leave out, and why; None where it may not."""
-        return next(((value, why) for pattern, value, why in self.filled if fnmatchcase(name, pattern)), None)
 
 
 def to_ours(leaves: Iterable[Leaf], state: State) -> dict[str, np.ndarray]:
