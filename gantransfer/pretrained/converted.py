@@ -11,6 +11,7 @@ folder are read by the same rules and `load` takes either.
 
 import errno
 import json
+import os
 import re
 import shutil
 import time
@@ -63,9 +64,10 @@ def check_free(out: Path) -> None:
         raise UserError("OUT", str(out), "a new folder; nothing is overwritten")
 
 
-def is_converted(folder: Path) -> bool:
+def is_converted(folder: str | Path) -> bool:
     """Whether a folder is a converted one."""
-    return (folder / DESCRIPTION).is_file() and (folder / WEIGHTS).is_dir()
+    # os.path answers no, where Path raises, for names that cannot be paths at all.
+    return os.path.isfile(os.path.join(folder, DESCRIPTION)) and os.path.isdir(os.path.join(folder, WEIGHTS))
 
 
 def write_converted(out: Path, source: Source, report: Report, names_known: bool) -> None:

@@ -44,7 +44,7 @@ def write_source(folder: str | Path, source: Source, *, card: str) -> None:
       UserError: the place is taken by something that is not a source folder.
     """
     folder = Path(folder)
-    if folder.exists() and not (_is_source(folder) or (folder.is_dir() and not any(folder.iterdir()))):
+    if folder.exists() and not (is_source(folder) or (folder.is_dir() and not any(folder.iterdir()))):
         raise UserError("folder", str(folder), "a new or empty folder, or a source folder to replace")
     with whole_folder(folder) as partial:
         config = json.dumps(describe(source), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -132,8 +132,13 @@ def find_snapshot(run: Path, which: str | None = None) -> Path:
     raise UserError("source", f"{run}@{which}", f"one of the snapshots there: {there}")
 
 
-def _is_source(folder: Path) -> bool:
-    return (folder / EMA).is_file() and (folder / "config.json").is_file()
+def is_source(folder: str | Path) -> bool:
+    """Whether a folder is a source folder, whole or broken: others have a `config.json` too."""
+    try:
+        config = Path(folder, "config.json").read_bytes()
+    except (OSError, ValueError):
+        return False
+    return b'"format_version"' in config or Path(folder, EMA).exists()
 
 
 def _read_config(file: Path) -> dict[str, Any]:

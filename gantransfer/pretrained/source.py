@@ -8,6 +8,7 @@ or for fewer, gives the same ones.
 import dataclasses
 import hashlib
 import os
+import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from gantransfer.models.family import Latent, Networks
 Variables = Mapping[str, Any]  # collections of a network: params, batch_stats, spectral, constants
 ClassName = str | int | np.integer
 LARGEST_BATCH = 64
+FINGERPRINT_PIXELS = 2**16
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,11 @@ class Source:
 
         Two machines that hold the same weights agree on these to about 1e-3; a wrong layout or constant does not.
         """
-        images = self.sample(16, seed=0) / 255.0
+        # Few at a time, so that a machine that can hold a large network can also make its fingerprint.
+        rows = max(1, min(16, FINGERPRINT_PIXELS // self.networks.resolution**2))
+        z, labels = latents(16, self.networks.z_dim, 0, latent=self.networks.latent), self._cycle(16)
+        parts = [self.generate(z[i : i + rows], labels[i : i + rows]) for i in range(0, 16, rows)]
+        images = to_uint8(np.concatenate(parts)) / 255.0
         return {
             "samples": 16,
             "seed": 0,
@@ -243,8 +249,9 @@ class Source:
         return labels.astype(np.int32)
 
 
-def load(name: str | Path) -> Source:
-    """Loads a source: a catalogue name, a source folder or snapshot, or a run.
+def load(name: str | Path, check: bool = False) -> Source:
+    """Loads a source: a catalogue name, a run, a source folder or snapshot, a converted folder, or a checkpoint as it
+    was published, which is converted in memory and says on standard error what became of it.
 
     What a catalogue name stands for is downloaded the first time (`gantransfer.pretrained.download`).
 
@@ -252,17 +259,22 @@ def load(name: str | Path) -> Source:
     snapshot after 12,800 images. A catalogue name wins over a folder of the same name (write `./glyphs` for the
     folder).
 
+    Args:
+      name: of the source.
+      check: whether to make the samples of a converted folder's fingerprint again and to compare them. The weights of
+        every folder are compared with their SHA-256 in any case.
+
     Raises:
       UserError: nothing of the kind is there, naming the nearest catalogue name, or what is there cannot be read.
     """
     # These build on this file.
-    from gantransfer.pretrained import catalogue, download, folder
+    from gantransfer.pretrained import catalogue, convert, converted, download, folder
 
     if name in catalogue.CATALOGUE:
         entry = catalogue.CATALOGUE[str(name)]
         if entry.layout is None:
             raise UserError("source", entry.name, f"a source that can be read here; {entry.about} ({entry.page})")
-        found = load(download.fetch(entry))
+        found = load(download.fetch(entry), check)
         known = {"licence": entry.licence, "origin": entry.page, "trained_on": entry.trained_on}
         return found if entry.folder else with_info(found, name=entry.name, **known)
     # os.path answers no, where Path raises, for names that cannot be paths at all.
@@ -271,9 +283,18 @@ def load(name: str | Path) -> Source:
         place, which = str(name), ""
     if os.path.isdir(os.path.join(place, "snapshots")):
         return folder.read_source(folder.find_snapshot(Path(place), which or None))
-    if os.path.isfile(os.path.join(place, "config.json")) and not which:
+    if not which and converted.is_converted(place):
+        return converted.read_converted(place, check)
+    if not which and folder.is_source(place):
         return folder.read_source(place)
-    kinds = "a catalogue name ({}), a source folder or snapshot, a run, RUN@IMAGES or RUN@SNAPSHOT"
+    if not which and (os.path.isfile(place) or (os.path.isdir(place) and os.listdir(place))):
+        source, report = convert.open_checkpoint(place)
+        print(report.summary(), file=sys.stderr)
+        return source
+    kinds = (
+        "a catalogue name ({}), a source folder or snapshot, a converted folder, a run, RUN@IMAGES or RUN@SNAPSHOT, or "
+        "a published checkpoint"
+    )
     raise UserError("source", str(name), kinds.format(catalogue.near(str(name))))
 
 
