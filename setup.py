@@ -20,6 +20,7 @@ REQUIRED = [
     "jaxtyping>=0.3.11",
     "jinja2>=3.1.6",
     "ml_collections>=1.1",
+    "ml_dtypes>=0.6",
     "numpy>=2.4",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",

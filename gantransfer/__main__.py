@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from gantransfer import __version__
 from gantransfer.errors import NotFinite, Stopped, UserError, one_of
+from gantransfer.host_memory import keep_freed_memory
 
 EXAMPLES = """examples:
   gantransfer finetune --source glyphs --data flowers.zip --mode class_embedding_only --kimg 50 --workdir runs/flowers
@@ -218,6 +219,8 @@ def dispatch(options: argparse.Namespace, fields: dict[str, str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line; returns the exit code."""
+    if arguments is None:
+        keep_freed_memory()
     words, fields = split_fields(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
     try:

@@ -164,15 +164,15 @@ def pointwise(x: Inputs, k: Float[Array, "i o"]) -> Outputs:
     """The product over channels of a 1x1 convolution.
 
     Its kernel gradient is written with the input first: autodiff puts the cotangent first and transposes the result,
-      for which
-    XLA has a kernel of half the speed on CPU.
+    for which XLA has a kernel of half the speed on CPU.
     """
     return jnp.einsum("nhwi,io->nhwo", x, k)
 
 
 def _pointwise_backward(operands, g):
     x, k = operands
-    return jnp.einsum("nhwo,io->nhwi", g, k), jnp.einsum("nhwi,nhwo->io", x, g)
+    # The barrier keeps XLA from making x again, element by element in the order of its transposition.
+    return jnp.einsum("nhwo,io->nhwi", g, k), jnp.einsum("nhwi,nhwo->io", lax.optimization_barrier(x), g)
 
 
 pointwise.defvjp(_keep(pointwise), _pointwise_backward)
@@ -204,6 +204,13 @@ def conv_same(x: Inputs, kernel: Kernel, form: Form) -> Outputs:
     if side % 2 == 0:
         x = jnp.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0)))
     return convolve(x, kernel, 1, (side - 1) // 2)
+
+
+def conv_valid(x: Inputs, kernel: Kernel, form: Form) -> Float[Array, "n ho wo o"]:
+    """A convolution where the kernel lies wholly within the map."""
+    if form == "plain":
+        return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return convolve(x, kernel, 1, 0)
 
 
 def conv_down(x: Inputs, kernel: Kernel, form: Form) -> Float[Array, "n ho wo o"]:

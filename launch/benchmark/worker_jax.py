@@ -20,6 +20,11 @@ from workloads import BETA2, EMA, EPS, LR_D, LR_G, NORM_EPS, SPECTRAL_EPS, WORKL
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from gantransfer.host_memory import keep_freed_memory  # noqa: E402
+
+# As the command line does, before JAX begins.
+keep_freed_memory()
+
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 

@@ -13,7 +13,7 @@ FLOORS = (
     ("gantransfer.metrics", "gantransfer.pretrained", "gantransfer.training"),
     ("gantransfer.methods", "gantransfer.objectives"),
     ("gantransfer.models", "gantransfer.features"),
-    ("gantransfer.data", "gantransfer.config", "gantransfer.errors"),
+    ("gantransfer.data", "gantransfer.config", "gantransfer.errors", "gantransfer.host_memory"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
