@@ -86,6 +86,9 @@ class Networks:
       truncation: what a truncation below 1 does to a picture: it scales the latents ("latents"), it is given to the
         generator's call as `truncation` ("call"), or "both". Such a generator is called with a Python number, so that
         it may compute with it before anything is traced.
+      streams: random streams that a training pass of the generator draws from: `rngs={name: key}` for each.
+      layer: `layer(role, path)` -> number of the discriminator's layer that a leaf belongs to, counted from the image
+        as published FreezeD settings of the family count; None for leaves that they never hold. None: no such settings.
     """
 
     generator: nn.Module
@@ -101,6 +104,8 @@ class Networks:
     has_class_head: bool = False
     latent: Latent = "normal"
     truncation: Literal["latents", "call", "both"] = "latents"
+    streams: tuple[str, ...] = ()
+    layer: Callable[[Role, str], int | None] | None = None
 
 
 @dataclass(frozen=True)
