@@ -39,9 +39,9 @@ Size = tuple[int, int]
 
 # Kernel gradients with fewer outputs than this are computed with input and cotangent exchanged.
 _FEW_OUTPUTS = 8
-# A CPU's kernel gradient over a batch that overflows its second-level cache (1 MiB of float32) is up to three times
-# slower than the sum of those over parts that fit: measured 43 against 15 ms for 16 samples of 32x32x64.
-_CACHED_VALUES = 2**18
+# A CPU's kernel gradient over a batch that overflows its second-level cache is up to three times slower than the sum of
+# those over parts that fit beside their transposed copies: measured 43 against 15 ms for 16 samples of 32x32x64.
+_CACHED_VALUES = 2**17
 _MOST_PARTS = 8
 # With fewer outputs than this XLA leaves a convolution to another kernel on CPU, which gains nothing from parts and
 # loses with each: 14 ms for 8 samples of 128x128x16 in one, 79 ms in eight.

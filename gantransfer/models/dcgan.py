@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from gantransfer.errors import UserError, one_of
 from gantransfer.models import convolution
-from gantransfer.models.family import ClassRows, Family, Judgement, Labels, Networks, Option, Picture, Role
+from gantransfer.models.family import ClassRows, Family, Judgement, Labels, Networks, Option, Picture, Role, wanted
 from gantransfer.models.layers import INITS, BatchNorm, ClassTable, Conv, Dense, NormRule, Recipe
 from gantransfer.models.options import complete, numbers
 
@@ -123,7 +123,7 @@ class Generator(nn.Module):
         cut = (x.shape[1] - self.resolution) // 2
         x = x[:, cut : cut + self.resolution, cut : cut + self.resolution].astype(jnp.float32)
         images = jnp.tanh(x) if self.output == "tanh" else 2 * nn.sigmoid(x) - 1
-        return Picture(images, _wanted(stages, want))
+        return Picture(images, wanted(stages, want))
 
     def _first(self, z: Array, live: bool, use_bias: bool) -> Float[Array, "n h w c"]:
         width = self.widths[0]
@@ -178,7 +178,7 @@ class Discriminator(nn.Module):
         logits = Dense(1, exact, self.bias, name="head")(flat)[:, 0]
         if self.projection:
             logits = logits + (ClassTable(self.num_classes, pooled.shape[1], exact, name="embed")(c) * pooled).sum(1)
-        return Judgement(logits, _wanted(stages, want))
+        return Judgement(logits, wanted(stages, want))
 
 
 class DiscriminatorBlock(nn.Module):
@@ -196,13 +196,6 @@ class DiscriminatorBlock(nn.Module):
         if self.norm is not None:
             x = BatchNorm(self.norm, self.recipe, name="bn")(x, train)
         return nn.leaky_relu(x, SLOPE)
-
-
-def _wanted(stages: Mapping[str, Array], want: tuple[str, ...]) -> dict[str, Array]:
-    for name in want:
-        if name not in stages:
-            raise UserError("want", name, ", ".join(stages))
-    return {name: stages[name] for name in want}
 
 
 # What the family declares.

@@ -24,6 +24,8 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 from jaxtyping import Array, Float, Int
 
+from gantransfer.errors import UserError
+
 Role = Literal["generator", "discriminator"]
 ROLES: tuple[Role, Role] = ("generator", "discriminator")
 Latent = Literal["normal", "uniform"]
@@ -51,6 +53,14 @@ class Judgement(NamedTuple):
     logits: Array | tuple[Array, ...]
     stages: Mapping[str, Array] = {}
     classes: Float[Array, "n k"] | None = None
+
+
+def wanted(stages: Mapping[str, Array], want: tuple[str, ...]) -> dict[str, Array]:
+    """Returns the stages that were asked for; raises `UserError` with the names that exist."""
+    for name in want:
+        if name not in stages:
+            raise UserError("want", name, ", ".join(stages))
+    return {name: stages[name] for name in want}
 
 
 @dataclass(frozen=True)

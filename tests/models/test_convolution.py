@@ -24,6 +24,7 @@ CONVOLUTIONS = {
     "conv1x1_pool": (convolution.conv1x1_pool, (2, 6, 4, 3), (1, 1, 3, 5)),
     "conv_same of an odd kernel": (convolution.conv_same, (2, 6, 5, 3), (5, 5, 3, 2)),
     "conv_same of an even kernel": (convolution.conv_same, (2, 6, 5, 3), (4, 4, 3, 2)),
+    "conv_valid": (convolution.conv_valid, (2, 6, 5, 3), (4, 4, 3, 5)),
     "conv_down by 4x4": (convolution.conv_down, (2, 6, 4, 3), (4, 4, 3, 5)),
     "conv_down by 5x5": (convolution.conv_down, (2, 6, 4, 3), (5, 5, 3, 5)),
     "conv_down of an odd size": (convolution.conv_down, (2, 7, 5, 3), (4, 4, 3, 5)),
