@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from gantransfer.errors import UserError
 from gantransfer.training import devices
 from tests.runs import rig
 
 STEADY = {"optimizer.eps": 1e-3, "optimizer.lr_g": 0.01, "optimizer.lr_d": 0.01, "optimizer.lr_class_embedding": 0.01}
 TOY = {**rig.TOY, **STEADY, "methods": "('r1(gamma=0.1)','toy_controller')"}
-KINDS = ("generator", "discriminator", "ema", "tick", "methods")
+KINDS = ("generator", "discriminator", "ema", "optimizer_g", "optimizer_d", "tick", "methods")
 
 
 def end(data, settings, steps):
@@ -43,19 +44,17 @@ def test_eight_devices_train_what_one_trains_with_batch_statistics_and_spectral_
     rig.assert_close(one, eight, 1e-4)
 
 
-# A rule of one's own trains, but did not agree with the whole parameters within 2e-5; why is not known yet.
-OWN_RULES = pytest.param(
-    ("*/linear/kernel=-1", "*/block_1/conv/kernel=2"),
-    marks=pytest.mark.xfail(reason="differs by more than 2e-5", strict=False),
-)
+# An axis that needs communication in the forward pass: half of the sum over input channels is on each device.
+OWN_RULES = ("*/linear/kernel=-1", "*/block_1/conv/kernel=2")
 
 
-@pytest.mark.parametrize("rules", [(), OWN_RULES])
+@pytest.mark.parametrize("rules", [(), OWN_RULES], ids=["default", "own"])
 def test_sharded_parameters_train_what_whole_ones_train(dots, alone, rules):
     settings = {**TOY, "devices.count": 4, "devices.model": 2, "devices.rules": rules}
     task, state = end(dots, settings, 3)
     assert task.mesh.shape == {"data": 2, "model": 2}
-    rig.assert_close(alone, state, 2e-5)
+    # Measured 1.6e-7; not a matter of Adam's signs, for the second moments are compared too.
+    rig.assert_close(alone, state, 2e-6)
     specs = {path: where.spec for path, where in rig.leaves_of_shapes(task.shardings).items()}
     sharded = {path for path, spec in specs.items() if spec != PartitionSpec()}
     kernel = "discriminator/trained/block_1/conv/kernel"
@@ -71,6 +70,13 @@ def test_sharded_parameters_train_what_whole_ones_train(dots, alone, rules):
         assert all(path.endswith(("/linear/kernel", "/block_1/conv/kernel")) for path in sharded)
     real = task.initial_state().discriminator.trained["block_1"]["conv"]["kernel"]
     assert {shard.data.size for shard in real.addressable_shards} == {real.size // 2}
+
+
+def test_a_rule_of_ones_own_that_a_leaf_does_not_fit_is_refused_at_start(dots):
+    """The discriminator's first convolution is given one channel, which two devices cannot share."""
+    settings = {**TOY, "devices.count": 4, "devices.model": 2, "devices.rules": ("*/conv/kernel=2",)}
+    with pytest.raises(UserError, match=r"devices.rules: .*an axis of discriminator/trained/block_0/conv/kernel"):
+        rig.make(dots, settings)
 
 
 def test_a_run_goes_on_with_its_parameters_sharded_otherwise(dots, tmp_path):
