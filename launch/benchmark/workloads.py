@@ -45,6 +45,7 @@ class Workload:
 
 _SMALL = {"resolution": 32, "width": 16, "attention": "16", "classes": 10, "z_dim": 128, "batch": 16}
 _LARGE = {"resolution": 128, "width": 16, "attention": "64", "classes": 1000, "z_dim": 120, "batch": 8}
+_PUBLISHED = {"resolution": 128, "width": 96, "attention": "64", "classes": 1000, "z_dim": 120, "batch": 2}
 _TINY = {"resolution": 32, "width": 2, "attention": "16", "classes": 3, "z_dim": 16, "batch": 8}
 
 WORKLOADS: dict[str, Workload] = {
@@ -56,6 +57,7 @@ WORKLOADS: dict[str, Workload] = {
         Workload(
             "b128-embedding", **_LARGE, trains="embedding", about="BigGAN-128, width 16, batch 8, class embedding only"
         ),
+        Workload("published128", **_PUBLISHED, trains="full", about="BigGAN-128 as published, for --skip steps starts"),
         Workload("tiny", **_TINY, trains="full", about="for trying the harness; its times mean nothing"),
         Workload("tiny-embedding", **_TINY, trains="embedding", about="for trying the harness; its times mean nothing"),
     )
