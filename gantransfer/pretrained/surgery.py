@@ -13,8 +13,7 @@ would. The source's sigma is the one that its discriminator divides by: one powe
 import dataclasses
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -42,6 +41,9 @@ from gantransfer.pretrained.source import (
     variable_shapes,
     with_info,
 )
+from gantransfer.pretrained.surgery_condition import add_classes, is_conditional, merge_classes
+from gantransfer.pretrained.surgery_rebuild import exact_singular, row_scale
+from gantransfer.pretrained.surgery_report import Status, SurgeryReport
 
 __all__ = [
     "POLICIES",
@@ -52,57 +54,6 @@ __all__ = [
     "with_fresh_discriminator",
 ]
 SCALE = "constants/projection_scale"
-Status = Literal["kept", "reshaped", "fresh", "dropped"]
-
-
-@dataclass(frozen=True)
-class SurgeryReport:
-    """What surgery did; `str` of it is for people, `to_json` for the run's record.
-
-    Attributes:
-      what: the operation in words.
-      leaves: for each leaf (`generator/params/...`), kept | reshaped | fresh | dropped; "reshaped" is made from the
-        source's values.
-      classes: the resolved map, one entry per target class.
-      step0: what equals what before the first update, in words.
-      singular_values: per spectrally normalised table, its largest singular value in the source and in the target.
-      projection_scale: constant factor of the target discriminator's projection; None where it has none.
-      noise: standard deviation added to the generator's rows.
-    """
-
-    what: str
-    leaves: Mapping[str, Status]
-    classes: tuple[MappedClass, ...] = ()
-    step0: tuple[str, ...] = ()
-    singular_values: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    projection_scale: float | None = None
-    noise: float = 0.0
-
-    def fresh(self) -> dict[Role, frozenset[str]]:
-        """Returns per role the paths, in `params`, of the leaves that hold random values."""
-        prefixes = {role: f"{role}/params/" for role in ROLES}
-        return {
-            role: frozenset(
-                path.removeprefix(start) for path, s in self.leaves.items() if s == "fresh" and path.startswith(start)
-            )
-            for role, start in prefixes.items()
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the report as plain dictionaries and lists."""
-        return dataclasses.asdict(self) | {"leaves": dict(self.leaves)}
-
-    def __str__(self) -> str:
-        counts = {s: list(self.leaves.values()).count(s) for s in ("kept", "reshaped", "fresh", "dropped")}
-        lines = [f"{self.what}: " + ", ".join(f"{n} leaves {s}" for s, n in counts.items() if n)]
-        lines += [f"  {s} {path}" for path, s in self.leaves.items() if s != "kept"]
-        lines += [f"  class {mapped}" for mapped in self.classes]
-        lines += [
-            f"  largest singular value of {path}: {a:.4g} -> {b:.4g}" for path, (a, b) in self.singular_values.items()
-        ]
-        if self.projection_scale is not None:
-            lines.append(f"  projection scale {self.projection_scale:.6g}")
-        return "\n".join(lines + [f"  step 0: {law}" for law in self.step0])
 
 
 def change_classes(
@@ -123,7 +74,8 @@ def change_classes(
       source: what to start from; not modified.
       class_names: of the target, in the order of its labels.
       policy: where rows come from, one of `POLICIES`. None keeps a source whose names agree, takes `copy` where only
-        the number of classes agrees, and is refused otherwise.
+        the number of classes agrees, and is refused otherwise. Not read where the source has no classes at all: then
+        every class starts as the source (`surgery_condition`).
       class_map: for `list` and `copy`: target class to source class (names or indices), to several (their mean), or
         to None (fresh).
       noise: standard deviation of normal noise added to the generator's rows.
@@ -141,6 +93,8 @@ def change_classes(
     one_of("transfer.projection_scale", d_embed_scale, ("compensate", "none"))
     if not (np.isfinite(noise) and noise >= 0):
         raise UserError("transfer.class_noise", noise, "a number of at least 0")
+    if not is_conditional(source.networks) and len(class_names) > 1:
+        return add_classes(source, class_names, seed)
     if policy is None:
         if class_names == source.info.class_names and class_map is None:
             return source, _untouched(source)
@@ -155,17 +109,19 @@ def change_classes(
         )
     networks, options = build_networks(source.info.family, dict(source.info.options) | {"num_classes": 1}, class_names)
     classes = resolve(source, class_names, policy, class_map, images, labels, seed)
+    if is_conditional(source.networks) and not is_conditional(networks):
+        return merge_classes(source, classes[0], seed)
     random = None
     if not all(mapped.sources for mapped in classes):
         random = initial_leaves(networks, seed, _row_paths(networks))
-    plan_g = _Plan("generator", networks, classes, random, float(noise), seed, False)
+    plan_g = _Plan("generator", source.info.family, networks, classes, random, float(noise), seed, False)
     ema, leaves, _ = _transplant(plan_g, source.ema)
     generator = ema if source.generator is source.ema else _transplant(plan_g, source.generator)[0]
     discriminator, sigmas = None, {}
     if source.discriminator is not None:
         # Rows that are all fresh have no former scale to keep.
         compensate = d_embed_scale == "compensate" and any(mapped.sources for mapped in classes)
-        plan_d = _Plan("discriminator", networks, classes, random, 0.0, seed, compensate)
+        plan_d = _Plan("discriminator", source.info.family, networks, classes, random, 0.0, seed, compensate)
         discriminator, more, sigmas = _transplant(plan_d, source.discriminator)
         leaves |= more
     scale = None if discriminator is None else flatten_dict(dict(discriminator), sep="/").get(SCALE)
@@ -231,6 +187,7 @@ class _Plan(NamedTuple):
     """How one network's class rows are replaced; `random` holds fresh rows by path, where a class needs one."""
 
     role: Role
+    family: str
     networks: Networks
     classes: tuple[MappedClass, ...]
     random: Mapping[str, Array] | None
@@ -254,7 +211,9 @@ def _transplant(
     sigmas = {}
     for rows in plan.networks.class_rows[plan.role]:
         leaf, layer = f"params/{rows.path}", rows.path.rpartition("/")[0]
-        table = _rows_of(by_class(flat, rows), None if random is None else by_class(random, rows), plan.classes)
+        old = by_class(flat, rows)
+        old = old * row_scale(plan.family, len(old), len(plan.classes))
+        table = _rows_of(old, None if random is None else by_class(random, rows), plan.classes)
         if plan.noise:
             draw = np.random.default_rng([plan.seed, zlib.crc32(rows.path.encode())])
             table = table + plan.noise * draw.standard_normal(table.shape)
@@ -263,7 +222,7 @@ def _transplant(
         fates[leaf] = fate
         if not rows.spectral:
             continue
-        vectors, values = _exact_singular(by_class(changed, rows), len(flat[f"spectral/{layer}/sigma"]))
+        vectors, values = exact_singular(by_class(changed, rows), len(flat[f"spectral/{layer}/sigma"]))
         changed |= {f"spectral/{layer}/u": vectors, f"spectral/{layer}/sigma": values}
         fates |= {f"spectral/{layer}/u": fate, f"spectral/{layer}/sigma": fate}
         before, after = sigmas[rows.path] = used_sigma(flat, rows), float(values[0])
@@ -285,19 +244,6 @@ def _rows_of(old: np.ndarray, random: np.ndarray | None, classes: tuple[MappedCl
         else:
             made.append(np.tensordot(mapped.weights, old[list(mapped.sources)], 1))
     return np.stack(made)
-
-
-def _exact_singular(table: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Left singular vectors `(count, classes)` and values `(count,)`, largest first; zeros beyond the table's rank.
-
-    A vector is fixed up to its sign: the entry of largest size is made positive.
-    """
-    left, values, _ = np.linalg.svd(table.reshape(len(table), -1), full_matrices=False)
-    left = left * np.sign(left[np.abs(left).argmax(axis=0), np.arange(left.shape[1])])
-    vectors, padded = np.zeros((count, len(table)), np.float32), np.zeros(count, np.float32)
-    kept = min(count, len(values))
-    vectors[:kept], padded[:kept] = left.T[:kept], values[:kept]
-    return vectors, padded
 
 
 # Reporting.
@@ -326,7 +272,8 @@ def _step0_laws(
     elif not all_mapped:
         laws = ["generator: classes with fresh rows equal nothing"]
     elif all(len(mapped.sources) == 1 for mapped in classes):
-        laws = ["generator: a class makes the images of its source class, bitwise"]
+        exact = row_scale(source.info.family, source.info.num_classes, len(classes)) == 1
+        laws = [f"generator: a class makes the images of its source class, {'bitwise' if exact else 'within 1e-5'}"]
     else:
         laws = ["generator: a class makes the source's images at the mixed row, within rounding"]
     if source.discriminator is None:

@@ -58,6 +58,16 @@ def make_source(spectral=True, raw=True, **options):
     return Source(info, networks, invent(shapes_g, 1) if raw else ema, ema, invent(shapes_d, 2))
 
 
+def make_of(family, names=("all",), raw=True, **options):
+    """A source of any family, with invented weights."""
+    networks, complete = build_networks(family, options, names)
+    shapes_g, shapes_d = variable_shapes(networks)
+    sizes = {"resolution": networks.resolution, "channels": networks.channels, "z_dim": networks.z_dim}
+    info = SourceInfo(name="invented", family=family, options=complete, class_names=tuple(names), **sizes)
+    ema = invent(shapes_g, 0)
+    return Source(info, networks, invent(shapes_g, 1) if raw else ema, ema, invent(shapes_d, 2))
+
+
 def without_discriminator(source):
     info = dataclasses.replace(source.info, has_discriminator=False)
     return dataclasses.replace(source, info=info, discriminator=None)
@@ -96,6 +106,7 @@ def tiny():
         names=NAMES,
         options=OPTIONS,
         make_source=make_source,
+        make_of=make_of,
         without_discriminator=without_discriminator,
         replace_leaves=replace_leaves,
         leaves=leaves,
