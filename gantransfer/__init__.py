@@ -8,7 +8,20 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_API = ("LISTINGS", "Run", "dry_run", "evaluate", "finetune", "list_sources", "listing", "load", "report", "sample")
+_API = (
+    "LISTINGS",
+    "Run",
+    "convert",
+    "dry_run",
+    "evaluate",
+    "export",
+    "finetune",
+    "list_sources",
+    "listing",
+    "load",
+    "report",
+    "sample",
+)
 
 __all__ = ["__version__", *_API]
 

@@ -21,6 +21,8 @@ EXAMPLES = """examples:
   gantransfer sample --source runs/flowers --seeds 0-15 --classes rose,tulip --truncation 0.8 --output samples.png
   gantransfer evaluate --source runs/flowers --data flowers.zip --features digits_cnn
   gantransfer report runs/a runs/b --output compare.html
+  gantransfer convert weights/G_ema.pth converted/ --licence MIT
+  gantransfer export runs/flowers biggan-pytorch exported/
   gantransfer list sources
 """
 
@@ -112,6 +114,35 @@ def build_parser() -> _Parser:
     report.add_argument("--output", default=None, help="the page; default: report.html in the first run")
     report.add_argument("--title", default=None, help="heading of the page")
 
+    convert = verbs.add_parser("convert", help="turn a published checkpoint into a source", allow_abbrev=False)
+    convert.add_argument("checkpoint", metavar="CHECKPOINT", help="a file, or a folder of files that belong together")
+    convert.add_argument("out", metavar="OUT", help="the folder to make")
+    convert.add_argument("--licence", default="", help="of the weights, such as MIT")
+    convert.add_argument("--origin", default="", help="where they are from")
+    convert.add_argument("--name", default="", help="of the source; without it: that of OUT")
+    convert.add_argument("--class_names", default=None, metavar="FILE", help="a text file with one name per line")
+    convert.add_argument(
+        "--drop", action="append", default=[], metavar="PATTERN", help="entries of the file that may be left out"
+    )
+    convert.add_argument(
+        "--missing", action="append", default=[], metavar="PATTERN", help="entries that may be missing; made fresh"
+    )
+    convert.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="what the weights cannot tell"
+    )
+    convert.add_argument("--layout", default=None, help="the layout, where several would do")
+    convert.add_argument("--seed", type=int, default=0, help="seed of what is made fresh")
+
+    export = verbs.add_parser("export", help="write a source for other people's code", allow_abbrev=False)
+    export.add_argument("source", metavar="SOURCE", help="catalogue name, run, snapshot or source folder")
+    export.add_argument(
+        "format",
+        metavar="FORMAT",
+        help="biggan-pytorch, huggingface-biggan-deep, stylegan2-ada-pytorch, safetensors or stablehlo",
+    )
+    export.add_argument("out", metavar="OUT", help="the folder to make")
+    export.add_argument("--truncation", type=float, default=1.0, help="of the sampler of stablehlo")
+
     listing = verbs.add_parser("list", help="show what can be named", allow_abbrev=False)
     listing.add_argument("what", help="sources, modes, methods, families, features or config")
     listing.add_argument("pattern", nargs="?", default="*", help="such as 'biggan*'")
@@ -197,6 +228,32 @@ def run_report(options: argparse.Namespace) -> None:
     print(json.dumps({"written": str(api.report(options.runs, options.output, title=options.title))}))
 
 
+def run_convert(options: argparse.Namespace) -> None:
+    """The verb convert."""
+    from gantransfer import api
+
+    settings: dict[str, str] = {}
+    for text in options.option:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise UserError("--option", text, "NAME=VALUE")
+        settings[name] = value
+    named = ("licence", "origin", "name", "class_names", "drop", "missing", "layout", "seed")
+    report = api.convert(
+        options.checkpoint, options.out, options=settings, **{name: getattr(options, name) for name in named}
+    )
+    print(report.summary(), file=sys.stderr)
+    print(json.dumps({"written": str(report.folder), "layout": report.layout, "entries": report.counts}))
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """The verb export."""
+    from gantransfer import api
+
+    written = api.export(options.source, options.format, options.out, truncation=options.truncation)
+    print(json.dumps({"written": [str(path) for path in written]}))
+
+
 def run_list(options: argparse.Namespace) -> None:
     """The verb list."""
     from gantransfer import api
@@ -213,7 +270,14 @@ def dispatch(options: argparse.Namespace, fields: dict[str, str]) -> None:
         return run_finetune(options, fields)
     if fields:
         raise UserError("--config." + next(iter(fields)), options.verb, "the verb finetune")
-    verbs: dict[str, Any] = {"sample": run_sample, "evaluate": run_evaluate, "report": run_report, "list": run_list}
+    verbs: dict[str, Any] = {
+        "sample": run_sample,
+        "evaluate": run_evaluate,
+        "report": run_report,
+        "convert": run_convert,
+        "export": run_export,
+        "list": run_list,
+    }
     return verbs[options.verb](options)
 
 

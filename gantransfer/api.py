@@ -5,6 +5,8 @@ run = gantransfer.finetune(source, data="flowers.zip", mode="class_embedding_onl
 images = run.source.sample(16)
 gantransfer.evaluate(run, data="flowers.zip", features="digits_cnn")
 gantransfer.report([run])
+gantransfer.convert("G_ema.pth", "converted/")
+gantransfer.export(run, "biggan-pytorch", "exported/")
 """
 
 import json
@@ -25,13 +27,28 @@ from gantransfer.errors import UserError, one_of
 from gantransfer.methods.hooks import describe
 from gantransfer.models import FAMILIES
 from gantransfer.pretrained import catalogue
+from gantransfer.pretrained import export as exporting
+from gantransfer.pretrained.convert import convert
 from gantransfer.pretrained.source import Source, latents, load, to_uint8
 from gantransfer.training import loop
 from gantransfer.training.partition import MODES, get_mode
 from gantransfer.training.records import RunFolder, read_run_json
 from gantransfer.training.request import make_task, open_data, read_config, resumed_task, use_compile_cache
 
-__all__ = ["LISTINGS", "Run", "dry_run", "evaluate", "finetune", "list_sources", "listing", "load", "report", "sample"]
+__all__ = [
+    "LISTINGS",
+    "Run",
+    "convert",
+    "dry_run",
+    "evaluate",
+    "export",
+    "finetune",
+    "list_sources",
+    "listing",
+    "load",
+    "report",
+    "sample",
+]
 
 MOST_SEEDS = 100_000
 LISTINGS = ("sources", "modes", "methods", "families", "features", "config")
@@ -417,6 +434,16 @@ def _trained_on(run: Run, source: Source) -> UInt8[np.ndarray, "n h w c"]:
     if images.fingerprint != before["fingerprint"]:
         raise UserError("data.path", config.data.path, f"the images that {run.path} was trained on; these are others")
     return images.arrays()[0]
+
+
+def export(source: str | Path | Run | Source, form: str, out: str | Path, *, truncation: float = 1.0) -> list[Path]:
+    """Writes a source in a form that other people's code reads; returns the files.
+
+    `form` is biggan-pytorch, huggingface-biggan-deep, stylegan2-ada-pytorch, safetensors or stablehlo; `out` a folder
+    that is made. See `gantransfer.pretrained.export.export` for the rest.
+    """
+    one_of("format", form, exporting.FORMATS)
+    return exporting.export(_opened(source), form, out, truncation=truncation)
 
 
 def report(

@@ -103,21 +103,70 @@ def open_checkpoint(path: str | Path, request: Request | None = None) -> tuple[S
     return source, report
 
 
-def convert(path: str | Path, out: str | Path, request: Request | None = None) -> Report:
+def convert(
+    path: str | Path,
+    out: str | Path,
+    *,
+    licence: str = "",
+    origin: str = "",
+    name: str = "",
+    class_names: Sequence[str] | str | Path | None = None,
+    drop: Sequence[str] = (),
+    missing: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    layout: str | None = None,
+    seed: int = 0,
+) -> Report:
     """Converts a published checkpoint and writes it as a converted folder, whole or not at all.
 
+    Args:
+      path: a file, or a folder whose files make up one checkpoint.
+      out: the folder to make; nothing may be there.
+      licence, origin, name: what the source will say of itself; the name is the folder's unless given.
+      class_names: one name per class, or a text file with one per line.
+      drop: shell patterns of entries that may be left out, `NAME` or `STATE/NAME`.
+      missing: shell patterns of entries, or of our leaves, that may be missing or not finite; they are initialised
+        fresh.
+      options: architecture options that the weights cannot tell, by name; text is read as a number where it is one.
+      layout: name of the layout, where several would do.
+      seed: of what is initialised fresh.
+
+    Returns:
+      The report: every entry of the file and every leaf of ours, and who decided each option.
+
     Raises:
-      UserError: as `open_checkpoint`, or `out` exists already.
+      UserError: `out` exists; the checkpoint cannot be read or is of no known layout; its networks and its
+        configuration disagree; entries are unknown, missing, of other shapes or not finite without being named.
     """
     from gantransfer.pretrained import converted
 
-    request, out = request or Request(), Path(out).expanduser()
+    out = Path(out).expanduser()
     converted.check_free(out)
-    named = dataclasses.replace(request, name=request.name or out.resolve().name)
-    source, report = open_checkpoint(path, named)
+    request = Request(
+        licence=licence,
+        origin=origin,
+        name=name or out.resolve().name,
+        class_names=_listed(class_names),
+        drop=tuple(drop),
+        missing=tuple(missing),
+        options=dict(options or {}),
+        layout=layout,
+        seed=seed,
+    )
+    source, report = open_checkpoint(path, request)
     report = dataclasses.replace(report, folder=out)
     converted.write_converted(out, source, report, names_known=request.class_names is not None)
     return report
+
+
+def _listed(class_names: Sequence[str] | str | Path | None) -> tuple[str, ...] | None:
+    if class_names is None or not isinstance(class_names, str | Path):
+        return class_names if class_names is None else tuple(class_names)
+    try:
+        lines = Path(class_names).expanduser().read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError("class_names", str(class_names), "a text file with one name per line") from error
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 class _Mapping:

@@ -4,6 +4,7 @@ A file or folder holds states (named arrays). One layout must recognise them; th
 and the discriminator are told apart by what is recognised and by their names, and must agree on every option.
 """
 
+import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -116,9 +117,11 @@ def decide_options(recognised: Recognised, config: Mapping[str, Any], given: Map
                 raise UserError(f"{name}: {option}", both, "networks that belong together")
             decided[option], said_by[option] = (value, "weights"), part.state
     family = get_family(layout.family)
-    for option in given:
-        one_of("--option", option, family.options)
-    for options, who in ((given, "given"), (layout.from_config(config) if config else {}, "config")):
+    typed = {
+        option: _typed(value, family.options[one_of("--option", option, family.options)].default)
+        for option, value in given.items()
+    }
+    for options, who in ((typed, "given"), (layout.from_config(config) if config else {}, "config")):
         for option, value in options.items():
             if option not in decided:
                 decided[option] = (value, who)
@@ -132,3 +135,16 @@ def decide_options(recognised: Recognised, config: Mapping[str, Any], given: Map
     return {option: decided[option] for option in family.options} | {
         option: value for option, value in decided.items() if option not in family.options
     }
+
+
+def _typed(value: Any, default: Any) -> Any:
+    """Text of a command line as the kind of value that the option's default is."""
+    if not isinstance(value, str) or isinstance(default, str):
+        return value
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    try:
+        return type(default)(value) if type(default) in (int, float) else ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        # The family refuses it, with what it allows.
+        return value

@@ -89,7 +89,8 @@ class Leaf:
     def write(self, leaf: np.ndarray) -> dict[str, np.ndarray]:
         """The file's arrays, from our leaf."""
         parts = [leaf] if isinstance(self.theirs, str) else list(leaf)
-        return {name: self.change.backward(part) for name, part in zip(self.names, parts, strict=True)}
+        # The rows of a vector are scalars, which are no arrays.
+        return {n: np.asarray(self.change.backward(np.asarray(p))) for n, p in zip(self.names, parts, strict=True)}
 
 
 @dataclass(frozen=True)
