@@ -54,13 +54,14 @@ class Bound:
         return {name: tree for name, tree in getattr(self.held, role).items() if name != "params"}
 
     def generate(
-        self, params: Tree, stats: Tree, z: Array, c: Labels, want: tuple[str, ...] = ()
+        self, params: Tree, stats: Tree, keys: Any, z: Array, c: Labels, want: tuple[str, ...] = ()
     ) -> tuple[Picture, Tree]:
-        """Generator pass in training mode."""
+        """Generator pass in training mode; its random streams begin at the key of the first image."""
+        networks = self.recipe.networks
         train = self.recipe.batch_norm != "stored"
-        return call(
-            self.recipe.networks.generator, params, self._frozen("generator"), stats, z, c, train=train, want=want
-        )
+        streams = {name: fold(keys[:1], f"generator/{name}")[0] for name in networks.streams}
+        held = self._frozen("generator")
+        return call(networks.generator, params, held, stats, z, c, train=train, want=want, rngs=streams)
 
     def judge(
         self, params: Tree, stats: Tree, x: Array, c: Labels, want: tuple[str, ...] = ()
@@ -77,10 +78,13 @@ class Bound:
             want=want,
         )
 
-    def players(self, params_g: Tree, stats_g: Tree, params_d: Tree, stats_d: Tree) -> Players:
-        """The two networks as pure functions for the methods; their passes store no statistics."""
+    def players(self, params_g: Tree, stats_g: Tree, params_d: Tree, stats_d: Tree, keys: Any) -> Players:
+        """The two networks as pure functions for the methods; their passes store no statistics.
+
+        `keys` are those of the step's own pass, so a method that generates from the step's latents gets its images.
+        """
         return Players(
-            G=lambda z, c, want=(): self.generate(params_g, stats_g, z, c, want)[0],
+            G=lambda z, c, want=(): self.generate(params_g, stats_g, keys, z, c, want)[0],
             D=lambda x, c, want=(): self.judge(params_d, stats_d, x, c, want)[0],
         )
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
+from gantransfer.training.state import Moving
+
 Tree = Any
 
 
@@ -33,3 +35,15 @@ def decay_at(
 def average(old: Tree, new: Tree, decay: Float32[Array, ""]) -> Tree:
     """Returns `decay * old + (1 - decay) * new` leaf by leaf."""
     return jax.tree.map(lambda o, n: o * decay + n * (1.0 - decay), old, new)
+
+
+def follow(old: Moving, new: Moving, decay: Float32[Array, ""]) -> Moving:
+    """Running average of what moves of a generator.
+
+    The collection "averages" (StyleGAN2's mean style) holds running averages already: it is copied, as the released
+    code copies its buffers.
+    """
+    followed = average(old, new, decay)
+    if "averages" not in new.stats:
+        return followed
+    return followed.replace(stats=followed.stats | {"averages": new.stats["averages"]})

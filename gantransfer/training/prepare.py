@@ -4,6 +4,7 @@ The order is that of `docs/design.md`: which network starts where, partition, po
 state.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -29,7 +30,7 @@ from gantransfer.objectives.losses import get_loss
 from gantransfer.pretrained.source import Source, initial_variables
 from gantransfer.training import devices
 from gantransfer.training.bound import Bound
-from gantransfer.training.draws import StreamedBatch, name_code
+from gantransfer.training.draws import StreamedBatch, keys_at, name_code
 from gantransfer.training.partition import BatchNorm, Mode, Partition, get_mode, make_partition, merge, split
 from gantransfer.training.recipe import Recipe
 from gantransfer.training.state import GanState, Held, Moving, copy
@@ -202,10 +203,11 @@ def starting_point(
 
 def choose_batch_norm(config: ml_collections.ConfigDict, partition: Partition, generator: Tree, log: Log) -> BatchNorm:
     """Policy for G's batch norm: as configured, else stored unless a convolution of G trains."""
+    if "batch_stats" not in generator:
+        return "batch"
     chosen = config.transfer.batch_norm or ("batch" if partition.trains_convolution() else "stored")
-    if "batch_stats" in generator:
-        why = "as configured" if config.transfer.batch_norm else f"by what mode {config.mode} trains"
-        log(f"batch norm of G: {chosen} statistics, {why}")
+    why = "as configured" if config.transfer.batch_norm else f"by what mode {config.mode} trains"
+    log(f"batch norm of G: {chosen} statistics, {why}")
     return chosen
 
 
@@ -213,13 +215,16 @@ def divide(variables: Tree, trained: frozenset[str], batch_norm: BatchNorm) -> t
     """Splits a network's variables into what moves and what is frozen.
 
     Running averages move under batch statistics. A spectral norm vector moves if its layer owns a trained leaf: a
-    frozen layer whose vector went on moving would change its effective weight (`docs/design.md`). Constants never move.
+    frozen layer whose vector went on moving would change its effective weight (`docs/design.md`). A running average of
+    what a part of the network makes moves if that part owns a trained leaf. Constants never move.
     """
     layers = {path.rpartition("/")[0] for path in trained}
+    parts_of = {prefix for path in trained for prefix in itertools.accumulate(path.split("/")[:-1], "{}/{}".format)}
     moves = {
         "params": trained.__contains__,
         "batch_stats": lambda path: batch_norm == "batch",
         "spectral": lambda path: path.rpartition("/")[0] in layers,
+        "averages": lambda path: path.rpartition("/")[0] in parts_of,
     }
     parts = {name: split(tree, moves.get(name, lambda path: False)) for name, tree in variables.items()}
     stats = {name: moving for name, (moving, _) in parts.items() if name != "params" and moving}
@@ -367,7 +372,11 @@ def start_methods(
     bound = Bound(recipe, held, {})
     params = {role: merge(moving[role].trained, getattr(held, role).get("params", {})) for role in ROLES}
     players: Players = bound.players(
-        params["generator"], moving["generator"].stats, params["discriminator"], moving["discriminator"].stats
+        params["generator"],
+        moving["generator"].stats,
+        params["discriminator"],
+        moving["discriminator"].stats,
+        keys_at(held.seed, jnp.arange(1)),
     )
     for method in starters:
         key = jax.random.fold_in(jax.random.key(held.seed), name_code(method.name))

@@ -64,10 +64,10 @@ def discriminator_objective(
     methods = _with_trained(bound.methods, "discriminator", trained["methods"])
     params_g = bound.params("generator", state.generator.trained, methods)
     params_d = bound.params("discriminator", trained["network"], methods)
-    players = bound.players(params_g, stats_g, params_d, stats_d)
+    players = bound.players(params_g, stats_g, params_d, stats_d, draw.keys)
 
     z, c = bound.latents(draw.keys, draw.z, draw.c, players, methods)
-    picture, stats_g = bound.generate(params_g, stats_g, z, c)
+    picture, stats_g = bound.generate(params_g, stats_g, draw.keys, z, c)
     fakes = jax.lax.stop_gradient(picture.images)
 
     view_fake = partial(bound.view, draw.keys, side="fake", players=players, methods=methods)
@@ -117,10 +117,10 @@ def generator_objective(
     methods = _with_trained(bound.methods, "generator", trained["methods"])
     params_g = bound.params("generator", trained["network"], methods)
     params_d = bound.params("discriminator", state.discriminator.trained, methods)
-    players = bound.players(params_g, stats_g, params_d, stats_d)
+    players = bound.players(params_g, stats_g, params_d, stats_d, draw.keys)
 
     z, c = bound.latents(draw.keys, draw.z, draw.c, players, methods)
-    picture, stats_g = bound.generate(params_g, stats_g, z, c, bound.wants("generator"))
+    picture, stats_g = bound.generate(params_g, stats_g, draw.keys, z, c, bound.wants("generator"))
     view_fake = partial(bound.view, draw.keys, side="fake", players=players, methods=methods)
     seen, c_fake = view_fake(picture.images, c)
     fake, stats_d = bound.judge(params_d, stats_d, seen, c_fake, bound.wants("discriminator"))
@@ -288,7 +288,7 @@ def finish(recipe: Recipe, state: GanState, observed: tuple | None) -> GanState:
         start=recipe.ema_start,
         rampup=recipe.ema_rampup,
     )
-    state = state.replace(ema=ema.average(state.ema, state.generator, decay))
+    state = state.replace(ema=ema.follow(state.ema, state.generator, decay))
     if observed is None:
         return state
     (real, fake), real_labels, fake_labels = observed

@@ -41,7 +41,7 @@ def image_gradient(recipe: Recipe, trained: Any, held: Held, stats: Any, z: Any,
     """Gradient of the trained leaves of G for a given gradient of its images: G's own forward and backward pass."""
     bound = Bound(recipe, held, {})
     _, backward = jax.vjp(
-        lambda leaves: bound.generate(bound.params("generator", leaves, {}), stats, z, c)[0].images, trained
+        lambda leaves: bound.generate(bound.params("generator", leaves, {}), stats, None, z, c)[0].images, trained
     )
     return backward(cotangent)
 
@@ -55,7 +55,7 @@ def judge(recipe: Recipe, trained: Any, held: Held, stats: Any, x: Any, c: Any) 
 def generate(recipe: Recipe, trained: Any, held: Held, stats: Any, z: Any, c: Any) -> Any:
     """Images of latents."""
     bound = Bound(recipe, held, {})
-    return bound.generate(bound.params("generator", trained, {}), stats, z, c)[0].images
+    return bound.generate(bound.params("generator", trained, {}), stats, None, z, c)[0].images
 
 
 def counts(task: Task) -> dict[str, float]:

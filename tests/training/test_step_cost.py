@@ -67,7 +67,7 @@ def backward(task):
 
     def gradient(trained, z, c, cotangent):
         images = lambda leaves: (
-            bound.generate(bound.params("generator", leaves, {}), state.generator.stats, z, c)[0].images
+            bound.generate(bound.params("generator", leaves, {}), state.generator.stats, None, z, c)[0].images
         )
         return jax.vjp(images, trained)[1](cotangent)
 
@@ -97,7 +97,7 @@ def test_the_whole_generator_update_is_within_three_hundredths_of_its_limit(task
     draw, bound = fake_draw(task), Bound(task.recipe, task.held, {})
     image = jax.ShapeDtypeStruct((task.recipe.batch, SIDE, SIDE, 3), jnp.float32)
     g, d = task.start.generator, task.start.discriminator
-    generate = lambda g, z, c: bound.generate(g.trained, g.stats, z, c)[0].images
+    generate = lambda g, z, c: bound.generate(g.trained, g.stats, None, z, c)[0].images
     judge = lambda d, x, c: bound.judge(d.trained, d.stats, x, c)[0].logits
     a, b = flops(compiled(generate, g, draw.z, draw.c)), flops(compiled(judge, d, image, draw.c))
     limit = (2 * a + 2 * b) / (3 * a + 2 * b)
@@ -122,7 +122,7 @@ def test_a_norm_over_all_gradients_would_bring_the_dead_work_back(tasks, backwar
     cotangent = jax.ShapeDtypeStruct((task.recipe.batch, SIDE, SIDE, 3), jnp.float32)
 
     def rows_and(log, trained, z, c, g):
-        images = lambda leaves: bound.generate(leaves, state.generator.stats, z, c)[0].images
+        images = lambda leaves: bound.generate(leaves, state.generator.stats, None, z, c)[0].images
         grads = jax.vjp(images, trained)[1](g)[0]
         norm = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(grads)) if log else 0.0
         return grads["shared"]["embedding"], norm
