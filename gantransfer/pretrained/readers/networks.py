@@ -50,7 +50,7 @@ class Splitter:
         Raises:
           UserError: there are no weights in it.
         """
-        if not self.states:
+        if not any(self.states.values()):
             raise self.file.refuse("a file without weights", "a file with the arrays of at least one network")
         return Contents(kind, self.states, self.config, files, self.extras, tuple(self.notes))
 

@@ -12,7 +12,7 @@ import codecs
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, no_type_check
 
 from gantransfer.errors import UserError
 from gantransfer.pretrained.readers.mapped import MappedFile, short
@@ -63,6 +63,8 @@ class Pending:
     memo_keys: list[int] = field(default_factory=list)
 
 
+# A file has up to millions of opcodes: checks of annotations would cost more than the reading.
+@no_type_check
 class Reader:
     """One run of the machine, over one pickle or several that follow each other.
 
@@ -99,7 +101,7 @@ class Reader:
         self._marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         try:
-            while (opcode := self.take(1)[0]) != STOP:
+            while (opcode := self._byte()) != STOP:
                 self._opcodes += 1
                 if self._opcodes > MAX_OPCODES:
                     raise self.refuse(f"a pickle of more than {MAX_OPCODES} opcodes")
@@ -134,9 +136,11 @@ class Reader:
 
     def take(self, count: int) -> memoryview:
         """The next `count` bytes."""
-        part = self.file.take(self.position, count, "part of a pickle", self.data)
+        start = self.position
+        if start + count > len(self.data):
+            raise self.refuse(f"a pickle that ends early: {count} bytes at byte {start} of {len(self.data)}")
         self.position += count
-        return part
+        return self.data[start : self.position]
 
     def line(self) -> bytes:
         """The bytes up to the next line feed, which is skipped."""
@@ -246,6 +250,12 @@ class Reader:
         if type(self.stack[-1]) is not kind:
             raise self.refuse(f"entries for something that is not a {kind.__name__} at byte {self.position}")
         return self.stack[-1]
+
+    def _byte(self) -> int:
+        if self.position >= len(self.data):
+            raise self.refuse(f"a pickle that ends early, at byte {self.position}")
+        self.position += 1
+        return self.data[self.position - 1]
 
     # One method per opcode that needs more than a line.
 
@@ -358,9 +368,9 @@ _OPCODES: dict[int, Callable[[Reader], Any]] = {
     ord("I"): Reader._text_integer,
     ord("L"): Reader._text_integer,
     ord("J"): lambda r: r.push(r.number("i")),
-    ord("K"): lambda r: r.push(r.number("B")),
+    ord("K"): lambda r: r.push(r._byte()),
     ord("M"): lambda r: r.push(r.number("H")),
-    0x8A: lambda r: r.push(r.integer(r.number("B"))),
+    0x8A: lambda r: r.push(r.integer(r._byte())),
     0x8B: lambda r: r.push(r.integer(r.number("I"))),
     ord("F"): lambda r: r.push(float(r.line())),
     ord("G"): lambda r: r.push(struct.unpack(">d", r.take(8))[0]),
@@ -395,11 +405,11 @@ _OPCODES: dict[int, Callable[[Reader], Any]] = {
     0x91: Reader._frozenset,
     # memo
     ord("p"): lambda r: r.remember(int(r.line())),
-    ord("q"): lambda r: r.remember(r.number("B")),
+    ord("q"): lambda r: r.remember(r._byte()),
     ord("r"): lambda r: r.remember(r.number("I")),
     0x94: lambda r: r.remember(len(r.memo)),
     ord("g"): lambda r: r.push(r.memo[int(r.line())]),
-    ord("h"): lambda r: r.push(r.memo[r.number("B")]),
+    ord("h"): lambda r: r.push(r.memo[r._byte()]),
     ord("j"): lambda r: r.push(r.memo[r.number("I")]),
     # objects
     ord("c"): Reader._global,

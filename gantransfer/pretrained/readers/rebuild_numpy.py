@@ -93,6 +93,13 @@ def _bytes(reader: Reader, args: tuple) -> bytes | memoryview:
     return text.encode("latin-1") if isinstance(text, str) else text
 
 
+def _no_bytes(reader: Reader, args: tuple) -> bytes:
+    # How protocols below 3 write an empty byte string.
+    if args:
+        raise reader.refuse("a call of bytes with arguments")
+    return b""
+
+
 def _set(reader: Reader, args: tuple) -> set[Any]:
     return set(map(reader.key, args[0] if args else ()))
 
@@ -112,4 +119,5 @@ TABLE: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): Known("_codecs.encode", _bytes),
     ("collections", "OrderedDict"): Known("collections.OrderedDict", _ordered),
     **{(module, "set"): Known("set", _set) for module in ("builtins", "__builtin__")},
+    **{(module, "bytes"): Known("bytes", _no_bytes) for module in ("builtins", "__builtin__")},
 }

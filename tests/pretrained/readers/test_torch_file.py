@@ -14,9 +14,10 @@ VALUES = np.arange(6, dtype=np.float32)
 DATA = VALUES.tobytes()
 
 
-def refused(path, *words):
+def refused(path, *words, at=None):
+    """Reading `at` (or `path` itself) is refused in one line that begins with `path` and holds the words."""
     with pytest.raises(UserError) as caught:
-        read(path)
+        read(at or path)
     message = str(caught.value)
     assert message.startswith(str(path)) and "\n" not in message and len(message) < len(str(path)) + 500
     for word in words:

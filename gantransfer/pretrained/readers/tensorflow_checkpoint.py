@@ -1,0 +1,200 @@
+"""Reads TensorFlow's checkpoints of version 2 (`model.ckpt.index`, `model.ckpt.data-00000-of-00001`).
+
+The index is a table: under the empty key a header, under each variable's name its type, shape and place in the data
+files, as protocol buffers, which are taken apart here. Names are kept, with the slots of optimizers apart. Every
+variable's checksum is compared.
+"""
+
+import math
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from gantransfer.errors import UserError
+from gantransfer.pretrained.readers.contents import Contents
+from gantransfer.pretrained.readers.crc32c import crc32c, unmasked
+from gantransfer.pretrained.readers.mapped import MappedFile, short
+from gantransfer.pretrained.readers.networks import Splitter
+from gantransfer.pretrained.readers.rebuild_numpy import checked_shape
+from gantransfer.pretrained.readers.table_file import FOOTER_BYTES, MAGIC, entries, varint
+
+_DTYPES: dict[int, Any] = {
+    1: np.float32, 2: np.float64, 3: np.int32, 4: np.uint8, 5: np.int16, 6: np.int8, 9: np.int64, 10: np.bool_,
+    14: ml_dtypes.bfloat16, 17: np.uint16, 19: np.float16, 22: np.uint32, 23: np.uint64,
+}  # fmt: skip
+# Texts: the object graph of TensorFlow 2 and names of files, never weights.
+_STRING = 7
+_SLOT = re.compile(
+    r"(.*/)?(Adam(_\d+)?|Momentum|RMSProp(_\d+)?|Adagrad|beta[12]_power(_\d+)?)"
+    r"|.*/\.OPTIMIZER_SLOT/.*|optimizer.*/\.ATTRIBUTES/VARIABLE_VALUE"
+)
+MAX_SHARDS = 10_000
+
+
+def is_table(file: MappedFile) -> bool:
+    """Whether a file ends as a table does."""
+    return len(file) >= FOOTER_BYTES and bytes(file.data[-8:]) == MAGIC
+
+
+def index_of(path: Path) -> Path | None:
+    """The index of the checkpoint that a user means by a file, a prefix or a folder; None where there is none.
+
+    A folder's `checkpoint` file, which names the newest, is followed if what it names lies in the folder; a
+    SavedModel's folder has its variables in `variables/variables`.
+
+    Raises:
+      UserError: a folder holds several checkpoints and no file says which is the newest.
+    """
+    if path.is_dir():
+        return _index_in(path)
+    if path.name.endswith(".index") and path.is_file():
+        return path
+    prefix = re.sub(r"\.data-\d{5}-of-\d{5}$|\.meta$", "", path.name)
+    index = path.with_name(f"{prefix}.index")
+    return index if prefix and index.is_file() else None
+
+
+def _index_in(folder: Path) -> Path | None:
+    saved = folder / "variables" / "variables.index"
+    if saved.is_file():
+        return saved
+    found = sorted(path for path in folder.glob("*.index") if path.is_file())
+    listed = folder / "checkpoint"
+    if len(found) > 1 and listed.is_file():
+        match = re.search(r'^model_checkpoint_path: "([^"]*)"', listed.read_text("utf-8", "replace")[:65536], re.M)
+        # Paths of the machine that trained are of no use here; the name is.
+        newest = [path for path in found if match and path.name == f"{Path(match[1]).name}.index"]
+        found = newest or found
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError(str(folder), short(names, 200), "a folder with one checkpoint, or one .index file")
+    return found[0] if found else None
+
+
+def read_tensorflow(index: str | Path) -> Contents:
+    """Reads a checkpoint by its index.
+
+    Args:
+      index: the `.index` file; the data files lie beside it.
+
+    Raises:
+      UserError: a file is missing or damaged, or a variable is of a kind that is not read.
+    """
+    file = MappedFile(Path(index))
+    rows = entries(file)
+    first = next(rows, None)
+    if first is None or first[0]:
+        raise file.refuse("an index without a header")
+    shards = _shards(file, first[1])
+    state, slots, notes, places = {}, {}, [], []
+    for key, value in rows:
+        name = key.decode("utf-8", "replace")
+        entry = _entry(file, value)
+        if entry["dtype"] == _STRING:
+            notes.append(f"{short(name)} holds text and was left out")
+            continue
+        array, place = _variable(file, shards, name, entry)
+        places.append(place)
+        (slots if _SLOT.fullmatch(name) else state)[name] = array
+    _check_overlaps(file, places)
+    splitter = Splitter(file)
+    splitter.add_state("", state)
+    if slots:
+        splitter.extras["optimizer"] = slots
+    splitter.notes += notes
+    return splitter.contents("tensorflow", (file.path, *(shard.path for shard in shards)))
+
+
+def _fields(file: MappedFile, message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Numbers and values of a protocol buffer's fields."""
+    position = 0
+    while position < len(message):
+        tag, position = varint(file, message, position)
+        kind = tag & 7
+        if kind == 0:
+            value, position = varint(file, message, position)
+        else:
+            size = {1: 8, 5: 4}.get(kind)
+            if kind == 2:
+                size, position = varint(file, message, position)
+            if size is None:
+                raise file.refuse("a protocol buffer with an unknown kind of field")
+            value = file.take(position, size, "a field", message)
+            position += size
+        yield tag >> 3, value
+
+
+def _shards(file: MappedFile, header: memoryview) -> list[MappedFile]:
+    fields = dict(_fields(file, header))
+    count, order = fields.get(1, 0), fields.get(2, 0)
+    if isinstance(count, memoryview):
+        raise file.refuse("a checkpoint of TensorFlow's version 1", "one of version 2, with an .index file")
+    if not isinstance(count, int) or not 1 <= count <= MAX_SHARDS or order not in (0, 1):
+        raise file.refuse("a header with an odd number of data files")
+    if order == 1:
+        raise file.refuse("a big-endian checkpoint", "a checkpoint of a little-endian machine")
+    prefix = file.path.name.removesuffix(".index")
+    paths = [file.path.with_name(f"{prefix}.data-{i:05d}-of-{count:05d}") for i in range(count)]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise file.refuse(f"a checkpoint without {missing[0]}", "all data files beside the index")
+    return [MappedFile(path) for path in paths]
+
+
+def _entry(file: MappedFile, message: memoryview) -> dict[str, Any]:
+    found: dict[str, Any] = {"dtype": 0, "shape": (), "shard": 0, "offset": 0, "size": 0, "crc": 0, "slices": False}
+    names = {1: "dtype", 3: "shard", 4: "offset", 5: "size"}
+    for number, value in _fields(file, message):
+        if number in names and isinstance(value, int):
+            found[names[number]] = value
+        elif number == 2 and isinstance(value, memoryview):
+            found["shape"] = _shape(file, value)
+        elif number == 6 and isinstance(value, memoryview) and len(value) == 4:
+            found["crc"] = struct.unpack("<I", value)[0]
+        elif number == 7:
+            found["slices"] = True
+    return found
+
+
+def _shape(file: MappedFile, message: memoryview) -> tuple[int, ...]:
+    sizes = []
+    for number, value in _fields(file, message):
+        if number == 2 and isinstance(value, memoryview):
+            size = dict(_fields(file, value)).get(1, 0)
+            sizes.append(size if isinstance(size, int) else -1)
+        elif number == 3 and value:
+            raise file.refuse("a variable of unknown shape")
+    return checked_shape(file, sizes)
+
+
+def _variable(
+    file: MappedFile, shards: list[MappedFile], name: str, entry: dict[str, Any]
+) -> tuple[np.ndarray, tuple[int, int, int]]:
+    called = f"the variable {short(name)}"
+    if entry["slices"]:
+        raise file.refuse(f"{called} in slices", "variables that are stored whole")
+    if entry["dtype"] not in _DTYPES:
+        raise file.refuse(f"{called} of type {entry['dtype']}", "variables of numbers")
+    if entry["shard"] >= len(shards):
+        raise file.refuse(f"{called} in data file {entry['shard']} of {len(shards)}")
+    shard, dtype, shape = shards[entry["shard"]], np.dtype(_DTYPES[entry["dtype"]]), entry["shape"]
+    size = math.prod(shape) * dtype.itemsize
+    if entry["size"] != size:
+        raise file.refuse(f"{called} of {entry['size']} bytes for {math.prod(shape)} elements")
+    data = shard.take(entry["offset"], size, called)
+    if crc32c(data) != unmasked(entry["crc"]):
+        raise shard.refuse(f"{called} with a wrong checksum")
+    return np.frombuffer(data, dtype).reshape(shape), (entry["shard"], entry["offset"], entry["offset"] + size)
+
+
+def _check_overlaps(file: MappedFile, places: list[tuple[int, int, int]]) -> None:
+    last = (0, 0, 0)
+    for place in sorted(places):
+        if place[0] == last[0] and place[1] < last[2]:
+            raise file.refuse("variables that overlap")
+        last = place
