@@ -107,6 +107,20 @@ FIELDS: dict[str, Field] = {
     "transfer.projection_scale": Field(
         "compensate", str, "whether D's projection is rescaled after its rows change", choices=("compensate", "none")
     ),
+    "transfer.channels": Field(
+        None, int, "1 or 3: networks of the source are fitted to that many colour channels", 1, 3, optional=True
+    ),
+    "transfer.resolution": Field(
+        None,
+        int,
+        "twice or half of the source's: its highest block is added or dropped (stylegan2)",
+        4,
+        4096,
+        optional=True,
+    ),
+    "transfer.warmup_kimg": Field(
+        0.0, float, "D alone trains while this many thousand real images are shown, so that a fresh D can learn", 0
+    ),
     "transfer.init_g": Field(
         None, str, "weights of G at the start; None: by mode", choices=("source", "random"), optional=True
     ),

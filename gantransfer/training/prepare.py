@@ -5,6 +5,7 @@ state.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -195,6 +196,8 @@ def starting_point(
         given = source.generator if role == "generator" else source.discriminator
         if where == "source" and given is None:
             log("D: the source has none, so it starts from random weights")
+            if not config.transfer.warmup_kimg:
+                log("D: transfer.warmup_kimg lets it learn something before G follows it; it is 0")
         result[role] = random[role] if where == "random" or given is None else given
         log(f"{role}: starts from {'random weights' if result[role] is not given else source.info.name}")
     result["average"] = source.ema if start_of(config, mode, "generator") == "source" else result["generator"]
@@ -250,6 +253,11 @@ def make_recipe(
     for role in ROLES:
         for name in sorted(set(groups[role].values())):
             log(f"learning rate of {role} {name}: {rates[role][name]:g}")
+    warmup = math.ceil(1000 * config.transfer.warmup_kimg / (config.batch * config.objective.d_steps))
+    if warmup and not groups["discriminator"]:
+        raise UserError("transfer.warmup_kimg", config.transfer.warmup_kimg, "0 where nothing of D trains")
+    if warmup:
+        log(f"warm-up: D alone trains in the first {warmup} iterations")
     return Recipe(
         networks=networks,
         loss=get_loss(config.objective.loss),
@@ -269,6 +277,7 @@ def make_recipe(
         mirror=config.data.mirror,
         fake_labels=config.objective.fake_labels,
         shard=devices.batch_constraint(mesh),
+        warmup=warmup,
     )
 
 

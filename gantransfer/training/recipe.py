@@ -10,6 +10,8 @@ from gantransfer.objectives.losses import AdversarialLoss
 from gantransfer.training.partition import BatchNorm
 
 Tree = Any
+# Among the names of what is due: the generator waits for the discriminator.
+WARM_UP = "warm-up of the discriminator"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Recipe:
       rate_groups: per role, the rate group of each trained path.
       beta1, beta2, eps: of Adam.
       ema_decay, ema_start, ema_rampup: see `gantransfer.training.ema`; the start in images.
+      warmup: iterations, from the first, in which the discriminator alone trains.
       mirror: flip shown images by a coin of the draw.
       fake_labels: "uniform" over classes, or "data": labels of randomly drawn images.
       shard: constraint put on every batch (identity on one device).
@@ -51,6 +54,7 @@ class Recipe:
     mirror: bool
     fake_labels: str
     shard: Callable[[Tree], Tree] = lambda tree: tree
+    warmup: int = 0
 
     @property
     def images_per_step(self) -> int:
@@ -62,7 +66,8 @@ class Recipe:
         return tuple(method for method in self.methods if hook in method.hooks())
 
     def due(self, iteration: int) -> frozenset[str]:
-        """Names of the methods whose `loss` is computed in this iteration: a static flag, so each combination is one
-        program.
+        """Names of the methods whose `loss` is computed in this iteration, and `WARM_UP` during it: a static flag, so
+        each combination is one program.
         """
-        return frozenset(method.name for method in self.with_hook("loss") if iteration % method.every == 0)
+        names = frozenset(method.name for method in self.with_hook("loss") if iteration % method.every == 0)
+        return names | {WARM_UP} if iteration < self.warmup else names

@@ -16,11 +16,15 @@ from gantransfer.errors import UserError, one_of
 from gantransfer.models import get_family
 from gantransfer.pretrained.class_map import parse_class_map
 from gantransfer.pretrained.folder import read_source
-from gantransfer.pretrained.source import Source, fresh, load
+from gantransfer.pretrained.source import Source, fresh, load, with_info
 from gantransfer.pretrained.surgery import change_classes
+from gantransfer.pretrained.surgery_shape import change_channels, change_resolution
 from gantransfer.training.partition import get_mode
 from gantransfer.training.prepare import Log, Task, prepare
 from gantransfer.training.records import RunFolder
+
+# Images of the target that a discriminator's new layer is fitted to.
+FITTED_TO = 256
 
 
 def read_config(
@@ -76,8 +80,10 @@ def use_compile_cache(config: ml_collections.ConfigDict) -> None:
 def make_task(config: ml_collections.ConfigDict, given: Source | None, log: Log) -> Task:
     """Everything of a new run: images, networks with the target's classes, partition, state."""
     source = given if given is not None else load(config.source) if config.source else None
-    images = open_data(config, source)
-    source = scratch(config, images) if source is None else adapt(config, source, images, log)
+    images = open_data(config, resized_info(config, source))
+    source = (
+        scratch(config, images) if source is None else adapt(config, reshape(config, source, images, log), images, log)
+    )
     return prepare(config, source, images, log)
 
 
@@ -117,6 +123,35 @@ def open_data(config: ml_collections.ConfigDict, source: Source | None) -> Image
     return choose(
         images, images=config.data.images, per_class=config.data.per_class, files=config.data.files, seed=seed
     )
+
+
+def resized_info(config: ml_collections.ConfigDict, source: Source | None) -> Source | None:
+    """The source, saying of itself the resolution and channels that surgery will give it.
+
+    Raises:
+      UserError: surgery without a source, or to other channels than grey or colour.
+    """
+    asked = {name: config.transfer[name] for name in ("resolution", "channels") if config.transfer[name] is not None}
+    if asked and source is None:
+        raise UserError(f"transfer.{next(iter(asked))}", next(iter(asked.values())), "nothing without a source")
+    if asked.get("channels", 1) not in (1, 3):
+        raise UserError("transfer.channels", asked["channels"], "1 (grey) or 3 (colour)")
+    return with_info(source, **asked) if asked and source is not None else source
+
+
+def reshape(config: ml_collections.ConfigDict, source: Source, images: ImageSet, log: Log) -> Source:
+    """Gives a source the resolution and channels of `transfer.resolution` and `transfer.channels`, and prints what was
+    replaced.
+    """
+    resolution, channels = config.transfer.resolution, config.transfer.channels
+    if channels not in (None, source.info.channels):
+        source, changes = change_channels(source, channels, config.seed)
+        log(str(changes))
+    if resolution not in (None, source.info.resolution):
+        some = np.stack([images.read(i)[0] for i in range(min(len(images), FITTED_TO))]).astype(np.float32) / 127.5 - 1
+        source, changes = change_resolution(source, resolution, some, config.seed)
+        log(str(changes))
+    return source
 
 
 def describe_data(images: ImageSet) -> dict[str, Any]:

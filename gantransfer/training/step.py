@@ -26,7 +26,7 @@ from gantransfer.models.family import Role
 from gantransfer.training import ema
 from gantransfer.training.bound import Bound
 from gantransfer.training.draws import Draw, StreamedBatch, draw_update
-from gantransfer.training.recipe import Recipe
+from gantransfer.training.recipe import WARM_UP, Recipe
 from gantransfer.training.state import GanState, Held, Moving
 
 Tree = Any
@@ -255,10 +255,10 @@ def iterate(
     """One iteration with its draws given: `draws_d` has a leading axis over the discriminator's updates.
 
     A network of which nothing trains is not updated, so its half of the step is not in the program; where that is the
-    discriminator, `draws_d` may be None.
+    discriminator, `draws_d` may be None. During the warm-up the generator stays as it is, its statistics too.
     """
     metrics: dict[str, Array] = {}
-    observed = None
+    observed, generator = None, {"generator": state.generator, "ema": state.ema}
     if trains(recipe, state, "discriminator"):
         body = partial(update_discriminator, recipe, held, due)
         if recipe.d_steps == 1:
@@ -267,11 +267,12 @@ def iterate(
             state, (metrics, logits) = jax.lax.scan(body, state, draws_d)
             metrics, logits = jax.tree.map(partial(jnp.mean, axis=0), metrics), jax.tree.map(lambda a: a[-1], logits)
         observed = (logits, draws_d.real_labels[-1], draws_d.c[-1])
-    if trains(recipe, state, "generator"):
+    if trains(recipe, state, "generator") and WARM_UP not in due:
         state, logged = update_generator(recipe, held, due, state, draw_g)
         metrics = metrics | logged
     state = state.replace(images_seen=state.images_seen + recipe.images_per_step)
-    return finish(recipe, state, observed), metrics
+    after = finish(recipe, state, observed)
+    return after.replace(**generator) if WARM_UP in due else after, metrics
 
 
 def trains(recipe: Recipe, state: GanState, role: Role) -> bool:

@@ -1,0 +1,141 @@
+"""Other colours or another size: before the first update, what is promised is equal."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from gantransfer.errors import UserError
+from gantransfer.models.resampling import make_filter, upsampled
+from gantransfer.pretrained.source import latents
+from gantransfer.pretrained.surgery_shape import LUMA, change_channels, change_resolution
+
+STYLEGAN2 = {
+    "resolution": 16,
+    "channels": 3,
+    "z_dim": 12,
+    "w_dim": 8,
+    "channel_base": 256,
+    "channel_max": 8,
+    "mapping_layers": 2,
+    "conv_clamp": 0.0,
+}
+DCGAN = {"resolution": 16, "channels": 3, "z_dim": 12, "width": 8, "bias_g": "output"}
+BIGGAN = {"resolution": 16, "width": 4, "z_dim": 12, "shared_dim": 8, "spectral_g": True}
+CASES = {
+    "stylegan2": ("stylegan2", STYLEGAN2),
+    "dcgan": ("dcgan", DCGAN),
+    "biggan": ("biggan", BIGGAN | {"spectral_d": False}),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def family(request):
+    return CASES[request.param]
+
+
+def before_end(family, images):
+    """What is linear in colours: StyleGAN2's images are, the others' before their tanh."""
+    return images if family == "stylegan2" else np.arctanh(np.clip(images.astype(np.float64), -1 + 1e-7, 1 - 1e-7))
+
+
+def close(found, wanted, tolerance=1e-5):
+    assert np.abs(found - wanted).max() < tolerance * max(np.abs(wanted).max(), 1)
+
+
+def test_grey_is_the_luma_of_colour_and_is_judged_as_before(family, tiny):
+    name, options = family
+    source = tiny.make_of(name, **options | {"channels": 3})
+    target, report = change_channels(source, 1)
+    assert (target.info.channels, target.networks.channels) == (1, 1)
+    z = latents(4, source.networks.z_dim, seed=3)
+    close(before_end(name, target.generate(z))[..., 0], before_end(name, source.generate(z)) @ LUMA, 2e-5)
+    grey = np.clip(np.tanh(target.generate(z)), -1, 1)
+    close(target.judge(grey), source.judge(np.repeat(grey, 3, axis=-1)))
+    assert any("luma" in law for law in report.step0)
+    assert "reshaped" in str(report)
+
+
+def test_colour_is_grey_in_every_channel(family, tiny):
+    name, options = family
+    source = tiny.make_of(name, **options | {"channels": 1})
+    target, _ = change_channels(source, 3)
+    z = latents(4, source.networks.z_dim, seed=3)
+    before = source.generate(z)
+    close(target.generate(z), np.repeat(before, 3, axis=-1))
+    grey = np.clip(np.tanh(before), -1, 1)
+    close(target.judge(np.repeat(grey, 3, axis=-1)), source.judge(grey))
+
+
+def test_a_spectral_discriminator_says_that_it_is_not_equal(tiny):
+    source = tiny.make_of("biggan", **BIGGAN | {"spectral_d": True, "channels": 3})
+    target, report = change_channels(source, 1)
+    assert any("spectral normalisation fixes their size" in law for law in report.step0)
+    u = tiny.leaves(target.discriminator)["spectral/block_0/conv1/u"][0]
+    kernel = tiny.leaves(target.discriminator)["params/block_0/conv1/kernel"].reshape(9, -1)
+    np.testing.assert_allclose(np.linalg.norm(kernel @ u), np.linalg.svd(kernel)[1][0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_other_changes_of_channels_are_refused(tiny, channels):
+    with pytest.raises(UserError, match="transfer.channels"):
+        change_channels(tiny.make_of("stylegan2", **STYLEGAN2), channels)
+
+
+@pytest.fixture(scope="module")
+def sixteen(tiny):
+    return tiny.make_of("stylegan2", **STYLEGAN2)
+
+
+def doubled(images):
+    return np.asarray(jax.jit(lambda x: upsampled(x, make_filter([1, 3, 3, 1]), "plain"))(images))
+
+
+def test_a_block_above_makes_the_source_s_images_upsampled(sixteen):
+    target, report = change_resolution(sixteen, 32)
+    assert target.info.resolution == 32
+    z = latents(3, 12, seed=3)
+    close(target.generate(z), doubled(sixteen.generate(z)), 1e-6)
+    assert "b32/conv0/kernel" in report.fresh()["generator"] and "b32/conv0/kernel" in report.fresh()["discriminator"]
+    assert report.leaves["discriminator/params/b16/fromrgb/kernel"] == "dropped"
+    assert report.leaves["discriminator/params/b16/conv0/kernel"] == "kept"
+    assert np.isfinite(target.judge(np.clip(target.generate(z), -1, 1))).all()
+
+
+def test_without_its_highest_block_it_makes_the_partial_sum_of_colours(sixteen, tiny):
+    target, report = change_resolution(sixteen, 8)
+    quiet = {
+        f"params__b16__torgb__{leaf}": tiny.leaves(sixteen.ema)[f"params/b16/torgb/{leaf}"] * 0
+        for leaf in ("kernel", "bias")
+    }
+    silent = dataclasses.replace(sixteen, ema=tiny.replace_leaves(sixteen.ema, **quiet))
+    z = latents(3, 12, seed=3)
+    close(doubled(target.generate(z)), silent.generate(z), 1e-6)
+    assert report.leaves["generator/params/b16/conv0/kernel"] == "dropped"
+    assert "b8/fromrgb/kernel" in report.fresh()["discriminator"]
+
+
+def test_up_and_down_is_the_source(sixteen):
+    there, _ = change_resolution(sixteen, 32)
+    back, _ = change_resolution(there, 16)
+    z = latents(3, 12, seed=3)
+    np.testing.assert_array_equal(back.generate(z), sixteen.generate(z))
+
+
+def test_a_fitted_layer_from_colours_judges_nearer_to_the_source_than_a_random_one(sixteen):
+    smooth = np.tanh(doubled(np.random.default_rng(0).standard_normal((64, 4, 4, 3)).astype(np.float32)))
+    wanted = sixteen.judge(np.clip(doubled(smooth), -1, 1))
+    random, _ = change_resolution(sixteen, 8)
+    fitted, report = change_resolution(sixteen, 8, images=smooth)
+    distance = lambda source: np.square(source.judge(smooth) - wanted).mean()
+    assert distance(fitted) < 0.5 * distance(random)
+    (note,) = report.notes
+    assert 0.1 < float(note.rpartition("R2 ")[2]) <= 1 and "64 images" in note
+
+
+@pytest.mark.parametrize(("name", "size"), [("sixteen", 64), ("sixteen", 16), ("biggan", 32)])
+def test_other_sizes_and_families_are_refused(tiny, sixteen, name, size):
+    source = sixteen if name == "sixteen" else tiny.make_of("biggan", **BIGGAN)
+    with pytest.raises(UserError, match="transfer.resolution"):
+        change_resolution(source, size)
