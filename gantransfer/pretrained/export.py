@@ -203,9 +203,10 @@ def _check_comes_back(source: Source, layout: Layout, states: States, config: Ma
     decided = decide_options(Recognised(layout, tuple(parts), ()), config, {}, source.info.name)
     values = {name: value for name, (value, _) in decided.items()}
     networks, values = build_networks(layout.family, values, source.info.class_names)
-    differing = [name for name, value in source.info.options.items() if values[name] != value]
-    if not differing:
+    pairs = ((networks.generator, source.networks.generator), (networks.discriminator, source.networks.discriminator))
+    if all(again == before for again, before in pairs[: 1 if lone else 2]):
         return
+    differing = [name for name, value in source.info.options.items() if values[name] != value]
     back = dataclasses.replace(source, networks=networks)
     z, labels = latents(2, source.networks.z_dim, 0, latent=source.networks.latent), [0, source.info.num_classes - 1]
     images = source.generate(z, labels)

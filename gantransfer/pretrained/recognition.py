@@ -77,12 +77,14 @@ def recognise(states: States, path: Path, layout: str | None = None) -> Recognis
     chosen, whats = candidates[best[0]], found[best[0]]
     parts = tuple(Part(_slot(state or path.stem, what, chosen.averaged), state, what) for state, what in whats.items())
     slots = [part.slot for part in parts]
+    strange = tuple(state for state in states if state not in whats)
     if set(slots) == {"discriminator"}:
-        raise UserError(str(path), "only a discriminator", "a generator, or a folder or file that holds both")
+        others = f"; {', '.join(strange)} with other names or shapes" if strange else ""
+        raise UserError(str(path), f"only a discriminator{others}", f"a generator of {chosen.name} too")
     if len(set(slots)) < len(slots):
         words = ", ".join(f"{part.state} ({part.slot})" for part in parts)
         raise UserError(str(path), words, "one generator, one running average of it and one discriminator at most")
-    return Recognised(chosen, parts, tuple(state for state in states if state not in whats))
+    return Recognised(chosen, parts, strange)
 
 
 def _slot(name: str, what: Found, averaged: bool) -> Slot:

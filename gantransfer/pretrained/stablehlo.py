@@ -44,8 +44,10 @@ def write_sampler(folder: Path, source: Source, truncation: float = 1.0, platfor
     given = {} if networks.truncation == "latents" else {"truncation": truncation}
     factor = 1.0 if networks.truncation == "call" else truncation
 
+    variables = jax.device_put(source.ema)
+
     def sampler(z: Float[Array, "n z"], labels: Int[Array, " n"]) -> Float[Array, "n h w c"]:
-        picture = networks.generator.apply(source.ema, jnp.float32(factor) * z, labels, **given)
+        picture = networks.generator.apply(variables, jnp.float32(factor) * z, labels, **given)
         return picture.images.astype(jnp.float32)
 
     (n,) = jax.export.symbolic_shape("n")
