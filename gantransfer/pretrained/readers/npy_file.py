@@ -23,7 +23,7 @@ _LENGTHS = {b"\x01\x00": "<H", b"\x02\x00": "<I", b"\x03\x00": "<I"}
 # A dictionary as Python prints it, in the order in which NumPy writes it.
 _HEADER = re.compile(
     rb"\s*\{\s*['\"]descr['\"]\s*:\s*['\"]([<>|=]?[\w?]{1,8})['\"]\s*,\s*['\"]fortran_order['\"]\s*:\s*(True|False)"
-    rb"\s*,\s*['\"]shape['\"]\s*:\s*\(((?:\s*\d{1,19}L?\s*,?){0,32})\)\s*,?\s*\}\s*"
+    rb"\s*,\s*['\"]shape['\"]\s*:\s*\(([\d\sL,]{0,1000})\)\s*,?\s*\}\s*"
 )
 
 
@@ -71,9 +71,12 @@ def parse_npy(file: MappedFile, data: memoryview) -> Any:
         raise file.refuse("a damaged npy header, or one with fields", "arrays of numbers")
     descr, order, numbers = (part.decode("ascii") for part in match.groups())
     # Python 2 wrote long integers.
-    shape = tuple(int(number.rstrip("L")) for number in numbers.replace(",", " ").split())
+    sizes = numbers.replace("L", "").replace(",", " ").split()
+    if any(len(number) > 18 for number in sizes):
+        raise file.refuse("an npy header with a size of more than 18 digits")
+    shape = tuple(map(int, sizes))
     body = data[start + size :]
-    if descr == "|O":
+    if descr.lstrip("|<>=").startswith("O"):
         return Reader(file, KNOWN, data=body).load()
     dtype = plain_dtype(file, descr)
     size = math.prod(shape) * dtype.itemsize

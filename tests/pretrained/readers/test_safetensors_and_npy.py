@@ -113,9 +113,10 @@ def npy(array=None, header=None, body=b""):
     ("name", "data", "words"),
     [
         ("w.npy", npy(header=b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999,), }"), "left"),
-        ("w.npy", npy(header=b"{'descr': 'V8', 'fortran_order': False, 'shape': (1,), }", body=bytes(8)), "type |V8"),
+        ("w.npy", npy(header=b"{'descr': 'V8', 'fortran_order': False, 'shape': (1,), }", body=bytes(8)), "type V8"),
         ("w.npy", npy(header=b"__import__('os').system('true')"), "damaged npy header"),
         ("w.npy", npy(header=b"(" * 60000), "damaged npy header"),
+        ("w.npy", npy(header=OBJECTS.replace(b"|O", b"<f4").replace(b"1", b"9" * 900)), "18 digits"),
         ("w.npy", npy(np.ones(3))[:-1], "left"),
         ("w.npy", npy(np.array(["text"])), "not an array of numbers"),
         ("w.npy", npy(header=OBJECTS, body=b"\x80\x02cos\nsystem\n."), "os.system"),
