@@ -1,10 +1,11 @@
 """Model families by name."""
 
 from gantransfer.errors import one_of
-from gantransfer.models import biggan, dcgan, stylegan2
+from gantransfer.models import biggan, biggan_deep, dcgan, fastgan, stylegan2
 from gantransfer.models.family import Family
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (biggan.FAMILY, dcgan.FAMILY, stylegan2.FAMILY)}
+_ALL = (biggan.FAMILY, biggan_deep.FAMILY, dcgan.FAMILY, fastgan.FAMILY, stylegan2.FAMILY)
+FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 
 
 def get_family(name: str) -> Family:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from gantransfer.errors import UserError
 from gantransfer.models import convolution
-from gantransfer.models.family import ClassRows, Family, Judgement, Labels, Networks, Option, Picture, Role
+from gantransfer.models.family import ClassRows, Family, Judgement, Labels, Networks, Option, Picture, Role, wanted
 from gantransfer.models.layers import (
     INITS,
     Attention,
@@ -33,6 +33,7 @@ from gantransfer.models.layers import (
     Recipe,
     SpectralNorm,
 )
+from gantransfer.models.options import complete
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Generator(nn.Module):
             stages[f"b{x.shape[1]}"] = x
         x = nn.relu(BatchNorm(self.out_norm, self.recipe, name="out_bn")(x, train))
         x = Conv(self.channels, 3, convolution.conv3x3, self.recipe, name="out_conv")(x)
-        return Picture(jnp.tanh(x.astype(jnp.float32)), _wanted(stages, want))
+        return Picture(jnp.tanh(x.astype(jnp.float32)), wanted(stages, want))
 
 
 class DiscriminatorBlock(nn.Module):
@@ -199,28 +200,36 @@ class Discriminator(nn.Module):
             if i in self.attention:
                 x = Attention(self.recipe, name=f"attn_{i}")(x)
             stages[f"b{size}"] = x
-        # The heads work in float32 whatever the blocks' precision: they are small, and losses read them directly.
-        exact = Recipe(self.recipe.spectral, self.recipe.init)
-        features = self.pool_scale * nn.relu(x.astype(jnp.float32)).sum((1, 2))
-        stages["pooled"] = features
-        rows = ClassTable(
-            self.num_classes, features.shape[1], exact, self.projection_std, self.recipe.spectral, name="embed"
-        )(c)
-        projection = (rows * features).sum(1)
-        if self.recipe.spectral is not None:
-            projection = self.variable("constants", "projection_scale", jnp.ones, ()).value * projection
-        logits = Dense(1, exact, name="head")(features)[:, 0] + projection
-        classes = None
-        if self.has_class_head:
-            classes = Dense(self.num_classes, exact, name="class_head")(self.class_head_scale * features)
-        return Judgement(logits, _wanted(stages, want), classes)
+        features = stages["pooled"] = self.pool_scale * nn.relu(x.astype(jnp.float32)).sum((1, 2))
+        scale = self.class_head_scale if self.has_class_head else None
+        logits, classes = judge(self, features, c, self.recipe, self.projection_std, self.num_classes, scale)
+        return Judgement(logits, wanted(stages, want), classes)
 
 
-def _wanted(stages: Mapping[str, Array], want: tuple[str, ...]) -> dict[str, Array]:
-    for name in want:
-        if name not in stages:
-            raise UserError("want", name, ", ".join(stages))
-    return {name: stages[name] for name in want}
+def judge(
+    module: nn.Module,
+    features: Float[Array, "n c"],
+    c: Labels,
+    recipe: Recipe,
+    projection_std: float,
+    num_classes: int,
+    class_head_scale: float | None,
+) -> tuple[Float[Array, " n"], Float[Array, "n k"] | None]:
+    """Logits from pooled features, and class logits: a linear layer, a projection on class rows, a class head.
+
+    Called inside a discriminator `module`, which gets the layers `head`, `embed` and `class_head`; the last only with a
+    scale of what it reads. They work in float32 whatever the blocks' precision: they are small, and losses read them
+    directly.
+    """
+    exact = Recipe(recipe.spectral, recipe.init)
+    table = ClassTable(num_classes, features.shape[1], exact, projection_std, recipe.spectral, name="embed")
+    projection = (table(c) * features).sum(1)
+    if recipe.spectral is not None:
+        projection = module.variable("constants", "projection_scale", jnp.ones, ()).value * projection
+    logits = Dense(1, exact, name="head")(features)[:, 0] + projection
+    if class_head_scale is None:
+        return logits, None
+    return logits, Dense(num_classes, exact, name="class_head")(class_head_scale * features)
 
 
 # What the family declares.
@@ -284,7 +293,7 @@ def build(**options: Any) -> Networks:
         num_classes=o["num_classes"],
         group=lambda role, path: _group(role, path, _sizes(role, o["resolution"], layout)),
         block=lambda role, path: _block(path),
-        class_rows={"generator": _generator_rows(generator), "discriminator": _discriminator_rows(discriminator)},
+        class_rows={"generator": _generator_rows(generator), "discriminator": judge_rows(o)},
         joint_pass=o["spectral_d"],
         has_class_head=o["class_head"],
     )
@@ -292,35 +301,14 @@ def build(**options: Any) -> Networks:
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """All options with their values, or a `UserError` that names the one that is wrong."""
-    for name, value in options.items():
-        if name not in OPTIONS:
-            raise UserError(f"model.{name}", value, f"one of the options {', '.join(OPTIONS)}")
-        allowed = OPTIONS[name].allowed
-        if isinstance(allowed, tuple):
-            if value not in allowed:
-                raise UserError(f"model.{name}", value, " or ".join(map(repr, allowed)))
-        elif allowed in (bool, str):
-            if not isinstance(value, allowed):
-                raise UserError(f"model.{name}", value, f"a {allowed.__name__}")
-        else:
-            kinds, least = (
-                (int, float) if allowed is float else (int,),
-                "at least 0" if name in _MAY_BE_ZERO else "above 0",
-            )
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, kinds)
-                or value < 0
-                or not (value or name in _MAY_BE_ZERO)
-            ):
-                raise UserError(f"model.{name}", value, f"{'a whole' if allowed is int else 'a'} number {least}")
-    o = {name: option.default for name, option in OPTIONS.items()} | dict(options)
+    o = complete(OPTIONS, options, _MAY_BE_ZERO)
     if o["hierarchical"] and not o["shared"]:
         raise UserError("model.hierarchical", True, "False where model.shared is False")
     return o
 
 
-def _recipe(o: Mapping[str, Any], side: str) -> Recipe:
+def recipe_of(o: Mapping[str, Any], side: str) -> Recipe:
+    """The recipe of one network, "g" or "d", from complete options."""
     spectral = None
     if o[f"spectral_{side}"]:
         spectral = SpectralNorm(o[f"num_svs_{side}"], o[f"power_iterations_{side}"], o["spectral_eps"])
@@ -338,12 +326,12 @@ def _generator(o: Mapping[str, Any], layout: Layout) -> tuple[Generator, int]:
         widths=widths,
         channels=o["channels"],
         num_classes=o["num_classes"],
-        attention=_attention("attention_g", o, sizes, widths[1:]),
+        attention=attention_blocks("attention_g", o, sizes, widths[1:]),
         chunks=chunk if o["hierarchical"] else 0,
         shared_dim=(o["shared_dim"] or o["z_dim"]) if o["shared"] else 0,
         norm=NormRule(o["norm_eps"], running_variance=o["running_variance"]),
         out_norm=NormRule(o["out_norm_eps"], running_variance=o["running_variance"]),
-        recipe=_recipe(o, "g"),
+        recipe=recipe_of(o, "g"),
         embedding_std=o["embedding_std"],
         condition_std=o["condition_std"],
     )
@@ -356,9 +344,9 @@ def _discriminator(o: Mapping[str, Any], layout: Layout) -> Discriminator:
         widths=widths,
         num_classes=o["num_classes"],
         pooled=layout.pooled,
-        attention=_attention("attention_d", o, layout.labels, widths),
+        attention=attention_blocks("attention_d", o, layout.labels, widths),
         thin=o["thin_d"],
-        recipe=_recipe(o, "d"),
+        recipe=recipe_of(o, "d"),
         pool_scale=o["pool_scale"],
         projection_std=o["projection_std"],
         has_class_head=o["class_head"],
@@ -366,8 +354,10 @@ def _discriminator(o: Mapping[str, Any], layout: Layout) -> Discriminator:
     )
 
 
-def _attention(name: str, o: Mapping[str, Any], sizes: tuple[int, ...], widths: tuple[int, ...]) -> tuple[int, ...]:
-    """Numbers of the blocks that attention follows."""
+def attention_blocks(
+    name: str, o: Mapping[str, Any], sizes: tuple[int, ...], widths: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Numbers of the blocks that attention follows, for the option `name` and the size and width of each block."""
     value = o[name]
     if value == "0":
         return ()
@@ -418,11 +408,11 @@ def _generator_rows(generator: Generator) -> tuple[ClassRows, ...]:
     )
 
 
-def _discriminator_rows(discriminator: Discriminator) -> tuple[ClassRows, ...]:
-    spectral = discriminator.recipe.spectral is not None
-    rows = (ClassRows("embed/embedding", 0, spectral),)
-    if discriminator.has_class_head:
-        rows += (ClassRows("class_head/kernel", 1, spectral), ClassRows("class_head/bias", 0))
+def judge_rows(o: Mapping[str, Any]) -> tuple[ClassRows, ...]:
+    """The rows of `judge`, from complete options."""
+    rows = (ClassRows("embed/embedding", 0, o["spectral_d"]),)
+    if o["class_head"]:
+        rows += (ClassRows("class_head/kernel", 1, o["spectral_d"]), ClassRows("class_head/bias", 0))
     return rows
 
 

@@ -4,14 +4,16 @@ Two rules hold for every layer that keeps something beside its parameters:
 
 - It writes to a collection only if the caller made that collection mutable. Evaluation is an `apply` with nothing
   mutable.
-- Spectral normalisation always divides by the singular value found with one fresh power iteration, in evaluation too,
-  as the reference implementation does (BigGAN-PyTorch); the iterated vectors are kept only where `spectral` is mutable.
+- Spectral normalisation divides by the singular value found with one fresh power iteration, in evaluation too, as the
+  reference implementation does (BigGAN-PyTorch); the iterated vectors are kept only where `spectral` is mutable.
+  `SpectralNorm.stored` is for releases whose evaluation divides by what the stored vectors give.
 
 A spectral layer that finds no vectors among its variables takes its kernel as it is: `normalised` folds the division
 into the weights once, for layers that are not trained.
 
 Collections: `params`; `batch_stats` {mean, var} of each normalisation; `spectral` {u `[num_svs, out]`, sigma
-`[num_svs]`} of each normalised kernel; `moments` {mean, var} of the last batch, only where a caller asks for them.
+`[num_svs]`} of each normalised kernel, or {u `[out]`, v `[rest]`} with stored vectors; `moments` {mean, var} of the
+last batch, only where a caller asks for them.
 """
 
 from collections.abc import Callable, Mapping
@@ -43,11 +45,14 @@ class SpectralNorm:
       iterations: power iterations per pass. More than one has an effect only where the vectors are kept, since the
         reference starts each of them from the stored vector.
       eps: lower bound of the norms that vectors are divided by.
+      stored: both vectors of one singular value are kept, and where they are not being moved the stored ones say what
+        divides (`torch.nn.utils.spectral_norm`).
     """
 
     num_svs: int = 1
     iterations: int = 1
     eps: float = 1e-12
+    stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,8 @@ def effective_weight(module: nn.Module, weight: Array, rule: SpectralNorm | None
     starting = module.is_initializing()
     if rule is None or not (starting or module.has_variable("spectral", "u")):
         return weight
+    if rule.stored:
+        return weight / _stored_sigma(module, _matrix(weight, out_axis), rule)
     shape = (rule.num_svs, weight.shape[out_axis])
     u = module.variable("spectral", "u", lambda: jax.random.normal(module.make_rng("params"), shape))
     sigma = module.variable("spectral", "sigma", jnp.ones, (rule.num_svs,))
@@ -158,6 +165,19 @@ def effective_weight(module: nn.Module, weight: Array, rule: SpectralNorm | None
     if keep:
         u.value, sigma.value = vectors, sigmas
     return weight / sigmas[0]
+
+
+def _stored_sigma(module: nn.Module, rows: Float[Array, "rest out"], rule: SpectralNorm) -> Float[Array, ""]:
+    """The singular value of stored vectors, which move first where `spectral` is mutable."""
+    draw = lambda size: _unit(jax.random.normal(module.make_rng("params"), (size,)), rule.eps)
+    u = module.variable("spectral", "u", lambda: draw(rows.shape[1]))
+    v = module.variable("spectral", "v", lambda: draw(rows.shape[0]))
+    if module.is_mutable_collection("spectral") and not module.is_initializing():
+        fixed = lax.stop_gradient(rows)
+        for _ in range(rule.iterations):
+            v.value = _unit(fixed @ u.value, rule.eps)
+            u.value = _unit(v.value @ fixed, rule.eps)
+    return lax.stop_gradient(v.value) @ rows @ lax.stop_gradient(u.value)
 
 
 def normalised(variables: Variables, chosen: Callable[[str], bool], eps: float = 1e-12) -> dict[str, Any]:
@@ -177,8 +197,11 @@ def normalised(variables: Variables, chosen: Callable[[str], bool], eps: float =
         leaf = next(layer + (name,) for name in ("kernel", "embedding") if layer + (name,) in params)
         if not chosen("/".join(leaf)):
             continue
-        rows = _matrix(params[leaf], 0 if leaf[-1] == "embedding" else -1)
-        _, sigmas = power_iteration(rows, spectral.pop(layer + ("u",)), eps)
+        rows, u = _matrix(params[leaf], 0 if leaf[-1] == "embedding" else -1), spectral.pop(layer + ("u",))
+        if layer + ("v",) in spectral:
+            params[leaf] = params[leaf] / (spectral.pop(layer + ("v",)) @ rows @ u)
+            continue
+        _, sigmas = power_iteration(rows, u, eps)
         del spectral[layer + ("sigma",)]
         params[leaf] = params[leaf] / sigmas[0]
     folded = {name: tree for name, tree in variables.items() if name != "spectral"} | {"params": unflatten_dict(params)}
@@ -270,11 +293,15 @@ class NormRule:
       decay: of the running values, per training pass that keeps them.
       running_variance: "unbiased" stores n / (n - 1) times the batch's variance, as torch's batch norm does; "biased"
         the variance itself, as the reference's own implementation does.
+      rows: with more than 0, running values are kept in so many rows. Training moves all of them.
+      mix: the rows that evaluation reads, as (row, weight); needed where there are rows.
     """
 
     eps: float = 1e-5
     decay: float = 0.9
     running_variance: Literal["unbiased", "biased"] = "unbiased"
+    rows: int = 0
+    mix: tuple[tuple[int, float], ...] = ()
 
 
 def batch_moments(
@@ -286,10 +313,11 @@ def batch_moments(
     `batch_stats` is mutable; else they are the running values. The layer `module` owns the running values.
     """
     channels = x.shape[-1]
-    mean = module.variable("batch_stats", "mean", jnp.zeros, (channels,))
-    variance = module.variable("batch_stats", "var", jnp.ones, (channels,))
+    shape = (rule.rows, channels) if rule.rows else (channels,)
+    mean = module.variable("batch_stats", "mean", jnp.zeros, shape)
+    variance = module.variable("batch_stats", "var", jnp.ones, shape)
     if not train:
-        return mean.value, variance.value
+        return _read(mean.value, rule), _read(variance.value, rule)
     x = x.astype(jnp.float32)
     # Both sums in one pass over the data; rounding can leave a constant channel's difference below zero.
     m, square = x.mean((0, 1, 2)), (x * x).mean((0, 1, 2))
@@ -300,9 +328,13 @@ def batch_moments(
         mean.value = rule.decay * mean.value + (1 - rule.decay) * lax.stop_gradient(m)
         variance.value = rule.decay * variance.value + (1 - rule.decay) * lax.stop_gradient(kept)
     if module.is_mutable_collection("moments") and not module.is_initializing():
-        module.put_variable("moments", "mean", lax.stop_gradient(m))
-        module.put_variable("moments", "var", lax.stop_gradient(v))
+        module.put_variable("moments", "mean", jnp.broadcast_to(lax.stop_gradient(m), shape))
+        module.put_variable("moments", "var", jnp.broadcast_to(lax.stop_gradient(v), shape))
     return m, v
+
+
+def _read(values, rule):
+    return sum(weight * values[row] for row, weight in rule.mix) if rule.rows else values
 
 
 def _scale_shift(x, mean, variance, eps, gain, bias, dtype):
@@ -334,12 +366,14 @@ class ConditionalBatchNorm(nn.Module):
       num_classes: None where the condition is a vector per sample, which linear maps read; else the condition is
         labels, and gains and biases are class tables (never spectral).
       gain: scale of fresh maps and tables under the "fan_in" init.
+      use_bias: whether the linear maps have biases.
     """
 
     rule: NormRule
     recipe: Recipe
     num_classes: int | None = None
     gain: float = 0.5
+    use_bias: bool = False
 
     @nn.compact
     def __call__(
@@ -349,7 +383,7 @@ class ConditionalBatchNorm(nn.Module):
 
         def of_condition(name):
             if self.num_classes is None:
-                return Dense(channels, self.recipe, use_bias=False, gain=self.gain, name=name)(condition)
+                return Dense(channels, self.recipe, self.use_bias, self.gain, name=name)(condition)
             return ClassTable(self.num_classes, channels, self.recipe, std=self.gain, name=name)(condition)
 
         gain, bias = 1.0 + of_condition("gain"), of_condition("bias")

@@ -15,6 +15,7 @@ from gantransfer import models
 from gantransfer.models.layers import normalised, standing_statistics
 from tests.parity import torch_files
 from tests.parity.biggan_weights import load_reference, options_of, to_reference
+from tests.parity.nearness import assert_near, probes, quick_jit
 
 EVALUATION, TRAINING, BUFFERS = 1e-5, 2e-5, 1e-5
 RUNS = {"cifar32": "cifar32_small", "imagenet128": "imagenet128_small"}
@@ -25,12 +26,6 @@ VARIANTS = ("mybn_hier_shared", "sagan_like_thin", "two_svs_two_itrs", "no_sn_g"
 def exact_products():
     with jax.default_matmul_precision("highest"):
         yield
-
-
-def quick_jit(function, **static):
-    """Compiles with few optimisations: these programs are large, and each runs a few times on tiny arrays."""
-    compiled = jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **static)
-    return lambda *args, **kwargs: jax.device_get(compiled(*args, **kwargs))
 
 
 class Case:
@@ -98,13 +93,6 @@ def case(shared, request):
 
 def to_images(u8):
     return jnp.asarray((u8.astype(np.float32) / 127.5 - 1).transpose(0, 2, 3, 1))
-
-
-def assert_near(ours, reference, tolerance, name=""):
-    ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
-    assert ours.shape == reference.shape, name
-    error = np.abs(ours - reference).max() / max(np.abs(reference).max(), 1e-30)
-    assert error <= tolerance, f"{name}: relative to the largest value {error:.2e} > {tolerance:.0e}"
 
 
 def assert_images(images, case, key):
@@ -272,11 +260,6 @@ def assert_gradients(role, grads, stored, allowed):
             value, tolerance = ours[name].astype(np.float64), allowed[f"{side}/{name}"]
             scale = np.abs(value).max() * np.sqrt(value.size)
             assert np.abs(probes(value) - probe).max() <= tolerance * scale, f"{side} {name}: {probes(value)} {probe}"
-
-
-def probes(value):
-    flat = value.astype(np.float64).ravel()
-    return np.array([flat.sum(), np.linalg.norm(flat), flat @ np.cos(0.37 * np.arange(flat.size) + 0.11)])
 
 
 @both

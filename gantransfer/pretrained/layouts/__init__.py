@@ -10,7 +10,15 @@ from gantransfer.errors import one_of
 from gantransfer.pretrained.layouts.layout import Layout
 
 # Imported at the first use of any layout: a family's networks need not be known to read a source folder.
-FILES: tuple[str, ...] = ("biggan",)
+FILES: tuple[str, ...] = (
+    "biggan",
+    "biggan_deep",
+    "biggan_deep_hub",
+    "dcgan",
+    "dcgan_releases",
+    "fastgan",
+    "stylegan2",
+)
 
 
 @cache
