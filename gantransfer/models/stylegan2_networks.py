@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from gantransfer.errors import UserError
 from gantransfer.models import resampling
-from gantransfer.models.family import Judgement, Labels, Picture
+from gantransfer.models.family import Judgement, Labels, Picture, wanted
 from gantransfer.models.stylegan2_layers import (
     ClassDense,
     Conv,
@@ -221,7 +221,7 @@ class Generator(nn.Module):
             first = max(2 * i - 1, 0)
             x, image = getattr(self, f"b{4 << i}")(x, image, ws[:, first : 2 * i + 2], chosen)
             stages[f"b{4 << i}"] = x
-        return Picture(image, _wanted(stages, want))
+        return Picture(image, wanted(stages, want))
 
     def __call__(
         self,
@@ -343,11 +343,4 @@ class Discriminator(nn.Module):
         )
         out, stages["pooled"] = end(features, image)
         logits = out[:, 0] if labels is None else (out * labels).sum(1) * labels.shape[1] ** -0.5
-        return Judgement(logits, _wanted(stages, want))
-
-
-def _wanted(stages: Mapping[str, Array], want: tuple[str, ...]) -> dict[str, Array]:
-    for name in want:
-        if name not in stages:
-            raise UserError("want", name, ", ".join(stages))
-    return {name: stages[name] for name in want}
+        return Judgement(logits, wanted(stages, want))

@@ -103,7 +103,7 @@ def test_deviation_of_a_minibatch_matches_to_second_order(root, number):
     out, first, second = derivatives(nhwc(x), nhwc(dy), nhwc(v))
     assert_near(nchw(out), np.concatenate([x, stat], axis=1), FORWARD)
     assert_near(nchw(first), dx, 5e-5)
-    # With two samples the deviation is their distance, which is linear: its second derivatives are what rounding leaves.
+    # With two samples the deviation is their distance, which is linear: second derivatives are what rounding leaves.
     assert_near(nchw(second), ddx, 5e-5, scale=max(np.abs(ddx).max(), 1e-2))
 
 
