@@ -1,4 +1,6 @@
-"""Folders in which several files make up one checkpoint: BigGAN-PyTorch, StudioGAN, DCGAN scripts, Hugging Face."""
+"""Folders in which several files make up one checkpoint: BigGAN-PyTorch, StudioGAN, DCGAN scripts, Hugging Face, or one
+file for each network, named after it.
+"""
 
 import json
 import re
@@ -16,6 +18,8 @@ from gantransfer.pretrained.readers.torch_file import format_of, load
 _BIGGAN = re.compile(r"(G|D|G_ema|G_optim|D_optim|state_dict)(?:_((?:copy|best)\d+|\d+))?\.pth")
 _STUDIOGAN = re.compile(r"model=(G|D|G_ema)-(best|current)-weights-step=(\d+)\.pth")
 _DCGAN = re.compile(r"net(G|D)(?:_epoch_(\d+))?\.pth")
+_PAIR = re.compile(r"(generator|discriminator|G_ema|G|D)\.(?:npz|safetensors|pth?|pkl)")
+_PARTS = {"generator": "G", "discriminator": "D"}
 _HUGGING_FACE = re.compile(r"(.*-)?(?:pytorch_model\.bin|model\.safetensors)")
 # What a folder of BigGAN-PyTorch says before anything was evaluated.
 _UNMEASURED = 999_999
@@ -25,7 +29,7 @@ Sets = dict[Any, dict[str, Path]]
 
 
 def read_folder(folder: Path, read_file: Callable[[Path], Contents]) -> Contents | None:
-    """Reads a folder of torch or Hugging Face files; None where it is neither.
+    """Reads a folder of files that belong together; None where no naming fits.
 
     Args:
       folder: the folder.
@@ -52,7 +56,10 @@ def read_folder(folder: Path, read_file: Callable[[Path], Contents]) -> Contents
     weights = [path for path in paths if _HUGGING_FACE.fullmatch(path.name) and config_beside(path)]
     if len(weights) > 1:
         raise UserError(str(folder), ", ".join(path.name for path in weights), "a folder with one of them, or the file")
-    return read_hugging_face(weights[0], read_file) if weights else None
+    if weights:
+        return read_hugging_face(weights[0], read_file)
+    matches = {path: match for path in paths if (match := _PAIR.fullmatch(path.name))}
+    return _read_pair(folder, {path: _PARTS.get(m[1], m[1]) for path, m in matches.items()}, read_file)
 
 
 def config_beside(weights: Path) -> Path | None:
@@ -109,6 +116,22 @@ def _training_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise file.refuse("a training state that is none", "the state_dict.pth of BigGAN-PyTorch")
     config = found.pop("config", {})
     return dict(config) if isinstance(config, Mapping) else {}, found
+
+
+def _read_pair(folder: Path, parts: Mapping[Path, str], read_file: Callable[[Path], Contents]) -> Contents | None:
+    """Files named after their network, of any format and one network each; None where there are none."""
+    if not parts:
+        return None
+    if len(set(parts.values())) < len(parts):
+        raise UserError(str(folder), ", ".join(path.name for path in parts), "one file for each network")
+    found = {part: read_file(path) for path, part in parts.items()}
+    for path, part in parts.items():
+        if len(found[part].states) > 1:
+            raise UserError(str(path), f"{len(found[part].states)} networks", "one network in each file of a folder")
+    states = {part: next(iter(contents.states.values())) for part, contents in found.items()}
+    notes = tuple(note for contents in found.values() for note in contents.notes)
+    files = tuple(file for contents in found.values() for file in contents.files)
+    return Contents(next(iter(found.values())).format, states, {}, files, {}, notes)
 
 
 def _torch_set(folder: Path, parts: dict[str, Path], kind: str, one_of_several: bool) -> Contents:
