@@ -5,7 +5,8 @@ class makes the source's images; the class embedding is fresh and learns from th
 moved. In the discriminator the mapping of labels is set to give ones, and the output is spread over as many outputs, so
 that every class is judged as before; small rows that sum to zero break their symmetry, without which all coordinates
 of the class vector would get one gradient for ever. DCGAN: the same padding of its first layer, and projection rows
-of zeros.
+of zeros. WGAN-GP ResNet: gains and biases of batch norm are repeated for every class, and a class head of zeros is
+added (Wang et al. 2018, arXiv:1805.01677).
 
 From classes, StyleGAN2: the embedding of one class, or of a mean of rows, is folded into the first mapping layer's
 bias, and the discriminator's class vectors into its output, so that its score is exactly the mean of the class scores.
@@ -98,6 +99,7 @@ def merge_classes(source: Source, merged: MappedClass, seed: int) -> tuple[Sourc
 
 _Parts = tuple[dict[str, Any], Rewrite, Rewrite, tuple[str, ...]]
 FC0, OUT = "params/mapper/fc0", "params/b4/out"
+HEAD = ("kernel", "bias")
 
 
 def _add_stylegan2(options: Mapping[str, Any], seed: int) -> _Parts:
@@ -148,7 +150,26 @@ def _add_dcgan(options: Mapping[str, Any], seed: int) -> _Parts:
     return {"class_dim": options["class_dim"] or options["z_dim"]}, generator, discriminator, laws
 
 
-_ADD: dict[str, Callable[[Mapping[str, Any], int], _Parts]] = {"stylegan2": _add_stylegan2, "dcgan": _add_dcgan}
+def _add_wgangp(options: Mapping[str, Any], seed: int) -> _Parts:
+    def generator(flat: Leaves, shapes: Leaves) -> dict[str, np.ndarray]:
+        rows = {path: shapes[path].shape for path in flat if path in shapes and shapes[path].shape != flat[path].shape}
+        return {path: np.repeat(np.asarray(flat[path])[None], shape[0], axis=0) for path, shape in rows.items()}
+
+    def discriminator(flat: Leaves, shapes: Leaves) -> dict[str, np.ndarray]:
+        return {f"params/class_head/{leaf}": np.zeros(shapes[f"params/class_head/{leaf}"].shape) for leaf in HEAD}
+
+    laws = (
+        "generator: every class makes the source's images, bitwise",
+        "discriminator: the source's scores, bitwise; its class head sees every class as equally likely",
+    )
+    return {"conditional": True, "class_head": True}, generator, discriminator, laws
+
+
+_ADD: dict[str, Callable[[Mapping[str, Any], int], _Parts]] = {
+    "stylegan2": _add_stylegan2,
+    "dcgan": _add_dcgan,
+    "wgangp_resnet": _add_wgangp,
+}
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

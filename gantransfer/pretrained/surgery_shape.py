@@ -32,7 +32,7 @@ from gantransfer.pretrained.surgery_report import SurgeryReport
 
 LUMA = np.array([0.299, 0.587, 0.114])
 # Families of which tests show that the laws hold.
-CHANNEL_FAMILIES = ("biggan", "dcgan", "stylegan2")
+CHANNEL_FAMILIES = ("biggan", "dcgan", "stylegan2", "wgangp_resnet")
 RIDGE = 1e-3
 SLOPE, GAIN = 0.2, 2**0.5
 

@@ -8,12 +8,15 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 
 from gantransfer.errors import UserError
 from gantransfer.pretrained import download as module
-from gantransfer.pretrained.catalogue import GLYPHS, Entry, PublishedFile
+from gantransfer.pretrained.catalogue import CATALOGUE, GLYPHS, Entry, PublishedFile
 from gantransfer.pretrained.download import cache_folder, download, fetch, unpack
+from gantransfer.pretrained.export import export
+from gantransfer.pretrained.source import latents, load
 
 BODY = bytes(range(256)) * 4000
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -24,6 +27,7 @@ class Host:
 
     def __init__(self):
         self.body, self.etag, self.modified = BODY, '"one"', ""
+        self.bodies: dict[str, bytes] = {}  # by path, where they differ
         self.ranges, self.kind, self.status = True, "application/octet-stream", 200
         self.cut_after: list[int] = []  # for the next requests: bytes of the body until the connection is cut
         self.claim: int | None = None
@@ -37,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         host: Host = self.server.host
         host.asked.append(dict(self.headers))
+        host.body = host.bodies.get(self.path, host.body)
         self.close_connection = True
         if self.path.startswith("/moved"):
             self.send_response(302)
@@ -403,3 +408,31 @@ def test_the_bar_is_for_terminals_only(get, monkeypatch, capsys):
     get()
     captured = capsys.readouterr()
     assert captured.out == "" and "f.pth" in captured.err
+
+
+def test_a_catalogue_name_loads_what_was_published_under_it(entry, host, tmp_path, tiny, monkeypatch, capsys):
+    """From a packed archive on a server to pictures, and a second time from the cache alone."""
+    made = tiny.make_of("biggan", ("0", "1", "2"), resolution=32, width=8, z_dim=20, shared_dim=8, spectral_g=True)
+    export(made, "biggan-pytorch", tmp_path / "138k")
+    members = {f"138k/{path.name}": path.read_bytes() for path in (tmp_path / "138k").iterdir()}
+    host.body = archive(tmp_path / "made.zip", members | {"138k/G_optim.pth": b"not a checkpoint"}).read_bytes()
+    files = {"layout": "biggan-pytorch", "unpack": ("*/G.pth", "*/G_ema.pth", "*/D.pth"), "licence": "MIT", "page": "p"}
+    monkeypatch.setitem(CATALOGUE, "toy-128", entry(["e.zip"], name="toy-128", **files))
+    z = latents(4, 20, seed=1)
+    for _ in range(2):
+        found = load("toy-128")
+        np.testing.assert_allclose(found.generate(z, [0, 1, 2, 0]), made.generate(z, [0, 1, 2, 0]), atol=1e-6)
+        assert found.discriminator is not None and found.generator is not found.ema
+        assert (found.info.name, found.info.licence, found.info.origin) == ("toy-128", "MIT", "p")
+    assert len(host.asked) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_several_files_are_read_as_one_checkpoint_beside_what_the_cache_keeps(entry, host, tmp_path, tiny, monkeypatch):
+    made = tiny.make_of("biggan", ("0", "1", "2"), resolution=32, width=8, z_dim=20, shared_dim=8, spectral_g=True)
+    export(made, "biggan-pytorch", tmp_path / "out")
+    names = ["G.pth", "G_ema.pth", "D.pth"]
+    host.bodies = {f"/{name}": (tmp_path / "out" / name).read_bytes() for name in names}
+    monkeypatch.setitem(CATALOGUE, "toy", entry(names, name="toy", layout="biggan-pytorch"))
+    z = latents(4, 20, seed=1)
+    np.testing.assert_allclose(load("toy").generate(z, [0, 1, 2, 0]), made.generate(z, [0, 1, 2, 0]), atol=1e-6)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gantransfer.errors import UserError
+from gantransfer.models import FAMILIES
 from gantransfer.pretrained.source import latents
 from gantransfer.pretrained.surgery import change_classes, step0_difference
 
@@ -22,6 +23,7 @@ STYLEGAN2 = SMALL | {
     "conv_clamp": 0.0,
 }
 DCGAN = SMALL | {"width": 8}
+WGANGP = SMALL | {"width": 4, "num_classes": 1, "conditional": False, "class_head": False}
 THREE = ("a", "b", "c")
 EMBED, FC0 = "params/mapper/embed/kernel", "params/mapper/fc0/kernel"
 
@@ -32,9 +34,16 @@ def one_path(tree, path):
     return np.asarray(tree)
 
 
-@pytest.fixture(scope="module", params=[("stylegan2", STYLEGAN2), ("dcgan", DCGAN)], ids=lambda given: given[0])
+@pytest.fixture(
+    scope="module",
+    params=[("stylegan2", STYLEGAN2), ("dcgan", DCGAN), ("wgangp_resnet", WGANGP)],
+    ids=lambda given: given[0],
+)
 def unlabelled(request, tiny):
-    return tiny.make_of(request.param[0], **request.param[1])
+    name, options = request.param
+    if name not in FAMILIES:
+        pytest.skip(f"{name} is not a family yet")
+    return tiny.make_of(name, **options)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +119,15 @@ def test_the_coordinates_of_a_class_vector_get_gradients_of_their_own(conditione
     assert np.linalg.matrix_rank(kernel - kernel.mean(axis=1, keepdims=True)) > 1
     apart = kernel - kernel.mean(axis=1, keepdims=True)
     assert 0.05 < apart.std() / kernel.mean(axis=1).std() < 0.3
+
+
+def test_a_new_class_head_sees_every_class_as_equally_likely(tiny):
+    if "wgangp_resnet" not in FAMILIES:
+        pytest.skip("wgangp_resnet is not a family yet")
+    target, _ = change_classes(tiny.make_of("wgangp_resnet", **WGANGP), THREE)
+    images = jnp.zeros((2, 16, 16, 1))
+    judgement = target.networks.discriminator.apply(target.discriminator, images, jnp.zeros(2, int))
+    np.testing.assert_array_equal(np.asarray(judgement.classes), 0)
 
 
 def test_one_class_without_mapping_layers_in_d(tiny):
