@@ -281,8 +281,8 @@ def _generator(o: Mapping[str, Any], recipe: Recipe) -> Generator:
     if len(widths) != len(steps):
         raise UserError("model.widths_g", o["widths_g"], f"{len(steps)} numbers, one before each step of model.steps_g")
     size = _sizes(o["base"], steps)[-1]
-    if size < o["resolution"] or (size - o["resolution"]) % 2:
-        allowed = f"steps from {o['base']} px to {o['resolution']} px, or beyond by an even number that is cut off"
+    if not o["resolution"] <= size < 2 * o["resolution"] or (size - o["resolution"]) % 2:
+        allowed = f"steps from {o['base']} px to {o['resolution']} px, or to a border around it that is cut off"
         raise UserError("model.steps_g", "_".join(steps), allowed)
     return Generator(
         widths=widths,

@@ -34,6 +34,8 @@ Labels = Int[Array, " n"] | Float[Array, "n k"]
 Variables = Mapping[str, Any]
 Init = Literal["orthogonal", "N02", "xavier", "fan_in"]
 INITS: tuple[Init, ...] = ("orthogonal", "N02", "xavier", "fan_in")
+# Power iterations by which fresh vectors come close to their kernel's singular value.
+_FITTING = 15
 
 
 @dataclass(frozen=True)
@@ -168,12 +170,21 @@ def effective_weight(module: nn.Module, weight: Array, rule: SpectralNorm | None
 
 
 def _stored_sigma(module: nn.Module, rows: Float[Array, "rest out"], rule: SpectralNorm) -> Float[Array, ""]:
-    """The singular value of stored vectors, which move first where `spectral` is mutable."""
-    draw = lambda size: _unit(jax.random.normal(module.make_rng("params"), (size,)), rule.eps)
-    u = module.variable("spectral", "u", lambda: draw(rows.shape[1]))
-    v = module.variable("spectral", "v", lambda: draw(rows.shape[0]))
+    """The singular value of stored vectors, which move first where `spectral` is mutable.
+
+    Fresh vectors are made to fit their kernel, as in `torch.nn.utils.parametrizations`: random ones would divide by
+    almost nothing until the first training pass.
+    """
+    fixed = lax.stop_gradient(rows)
+
+    def fitted():
+        start = _unit(jax.random.normal(module.make_rng("params"), (rows.shape[1],)), rule.eps)
+        again = lambda _, u: _unit(_unit(fixed @ u, rule.eps) @ fixed, rule.eps)
+        return lax.fori_loop(0, _FITTING, again, start)
+
+    u = module.variable("spectral", "u", fitted)
+    v = module.variable("spectral", "v", lambda: _unit(fixed @ u.value, rule.eps))
     if module.is_mutable_collection("spectral") and not module.is_initializing():
-        fixed = lax.stop_gradient(rows)
         for _ in range(rule.iterations):
             v.value = _unit(fixed @ u.value, rule.eps)
             u.value = _unit(v.value @ fixed, rule.eps)
@@ -337,8 +348,16 @@ def _read(values, rule):
     return sum(weight * values[row] for row, weight in rule.mix) if rule.rows else values
 
 
-def _scale_shift(x, mean, variance, eps, gain, bias, dtype):
-    # One multiply-add per value: gain and bias are (c,) or (n, c).
+def scale_shift(
+    x: Float[Array, "n h w c"],
+    mean: Array,
+    variance: Array,
+    eps: float,
+    gain: Array,
+    bias: Array,
+    dtype: str,
+) -> Float[Array, "n h w c"]:
+    """Normalises and scales with one multiply-add per value; all but `x` are `(c,)`, `(n, c)` or `(n, 1)`."""
     scale = gain * lax.rsqrt(variance + eps)
     shift = bias - mean * scale
     scale, shift = (a[..., None, None, :] for a in (scale, shift))
@@ -356,7 +375,7 @@ class BatchNorm(nn.Module):
         gain = self.param("gain", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         mean, variance = batch_moments(self, x, self.rule, train)
-        return _scale_shift(x, mean, variance, self.rule.eps, gain, bias, self.recipe.dtype)
+        return scale_shift(x, mean, variance, self.rule.eps, gain, bias, self.recipe.dtype)
 
 
 class ConditionalBatchNorm(nn.Module):
@@ -388,7 +407,7 @@ class ConditionalBatchNorm(nn.Module):
 
         gain, bias = 1.0 + of_condition("gain"), of_condition("bias")
         mean, variance = batch_moments(self, x, self.rule, train)
-        return _scale_shift(x, mean, variance, self.rule.eps, gain, bias, self.recipe.dtype)
+        return scale_shift(x, mean, variance, self.rule.eps, gain, bias, self.recipe.dtype)
 
 
 def standing_statistics(

@@ -1,6 +1,6 @@
 """DCGAN as a family: options, groups, forms of convolution, latents, and a step of training in every kind of mode."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from gantransfer.pretrained.source import fresh, latents
 from gantransfer.training import draws, prepare
 
 TINY = {"resolution": 16, "channels": 1, "width": 4, "z_dim": 6}
+# Programs that run once on tiny arrays are compiled with few optimisations.
+QUICK = {"xla_backend_optimization_level": 0}
 # The release for digits by class, narrow.
 DIGITS = {
     "resolution": 28,
@@ -54,28 +56,33 @@ def variables_of(networks, seed=0):
     return jax.tree.map(lambda leaf: leaf + 0.1 * np.abs(numbers.normal(size=leaf.shape)).astype(np.float32), made)
 
 
+def loss_and_gradients(networks, both, z, x, c):
+    """A sum over logits of fakes and reals with its gradients, the images, and the logits of the fakes."""
+
+    def loss(params):
+        g, d = ({**v, "params": p} for v, p in zip(both, params, strict=True))
+        images = networks.generator.apply(g, z, c, train=True).images
+        fake, real = (networks.discriminator.apply(d, given, c, train=True).logits for given in (images, x))
+        return jnp.sum(jnp.sin(fake)) + jnp.sum(jnp.cos(real)), (images, fake)
+
+    return jax.value_and_grad(loss, has_aux=True)([v["params"] for v in both])
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_rewritten_convolutions_give_the_numbers_and_gradients_of_plain_ones(name):
-    def run(networks, both, z, x, c):
-        def loss(params):
-            g, d = ({**v, "params": p} for v, p in zip(both, params, strict=True))
-            images = networks.generator.apply(g, z, c, train=True).images
-            judge = lambda x: networks.discriminator.apply(d, x, c, train=True).logits
-            return jnp.sum(jnp.sin(judge(images))) + jnp.sum(jnp.cos(judge(x))), (images, judge(images))
-
-        return jax.value_and_grad(loss, has_aux=True)([v["params"] for v in both])
-
     results = []
     for form in ("rewritten", "plain"):
         networks = get_family("dcgan").build(**FORMS[name], num_classes=3, convolution=form)
         numbers = np.random.default_rng(1)
         z = jnp.asarray(numbers.normal(size=(4, networks.z_dim)), jnp.float32)
         x = jnp.asarray(numbers.uniform(-1, 1, (4, *(networks.resolution,) * 2, 1)), jnp.float32)
-        compiled = jax.jit(run, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
         with jax.default_matmul_precision("highest"):
-            results.append(compiled(networks, variables_of(networks), z, x, jnp.arange(4) % 3))
+            run = jax.jit(partial(loss_and_gradients, networks), compiler_options=QUICK)
+            results.append(run(variables_of(networks), z, x, jnp.arange(4) % 3))
+    # Biases before a norm have no gradient, so what they show is rounding of the size of the others'.
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(results[1]))
     for one, other in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * max(1e-3, np.abs(other).max()))
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * np.abs(other).max() + 1e-6 * largest)
 
 
 def test_sizes_follow_the_resolution_and_what_is_too_much_is_cut_off():

@@ -164,7 +164,9 @@ def judged(folder, official):
             out, changed = network.apply(given, x, c, train=mode == "train", want=tuple(names), mutable=moving)
             logits = jnp.concatenate([head.reshape(-1) for head in out.logits])
             hinge = jax.nn.relu(u * 0.2 + 0.8 - logits).mean()
-            targets = (x[:, ::2, ::2], x[:, ::2, ::2], x[:, 128:, :128])
+            # The images to be reconstructed are constants.
+            still = jax.lax.stop_gradient(x)
+            targets = (still[:, ::2, ::2], still[:, ::2, ::2], still[:, 128:, :128])
             squared = sum(((out.stages[name] - y) ** 2).mean() for name, y in zip(names, targets, strict=True))
             return hinge + squared, (logits, out.stages, hinge, squared, changed)
 

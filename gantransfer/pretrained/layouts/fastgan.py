@@ -89,7 +89,7 @@ def _sizes(resolution: int) -> list[int]:
 def _generator(options: Options) -> tuple[Leaf, ...]:
     width, z_dim, official = options["width"], options["z_dim"], options["variant"] == "official"
     channels = {side: int(share * width) for side, share in fastgan.CHANNELS.items()}
-    leaves = _spectral("init.init.0", "init", UP_KERNEL, z_dim, 1) + _norm("init.init.1", "init_bn")
+    leaves = _spectral("init.init.0", "init", UP_KERNEL, z_dim, 4) + _norm("init.init.1", "init_bn")
     for i, side in enumerate(_sizes(options["resolution"])):
         leaves += _block(f"feat_{side}", f"block_{i}", channels[side // 2], channels[side], side, options)
         if 64 <= side <= 512:
