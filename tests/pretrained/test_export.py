@@ -57,6 +57,26 @@ def test_a_published_folder_survives_both_ways(shared, tmp_path):
     assert back.fingerprint() == source.fingerprint() and back.info.options == source.info.options
 
 
+@pytest.mark.parametrize(
+    ("original", "form"),
+    [
+        ("biggan_deep_hf", "huggingface-biggan-deep"),
+        ("biggan_deep/weights", "biggan-pytorch"),
+        ("stylegan2ada/network-snapshot-c32-torch2-proto4.pkl", "stylegan2-ada-pytorch"),
+        ("stylegan2ada/network-snapshot-u32-torch1.7-proto3.pkl", "stylegan2-ada-pytorch"),
+    ],
+)
+def test_published_files_of_other_families_survive_both_ways(shared, tmp_path, original, form):
+    place = shared / "parity" / original
+    source = load(next(place.iterdir()) if original.endswith("weights") else place)
+    export(source, form, tmp_path / "out")
+    back = load(tmp_path / "out")
+    assert back.fingerprint() == source.fingerprint()
+    assert (back.networks.generator, back.networks.discriminator) == (
+        source.networks.generator, source.networks.discriminator
+    )  # fmt: skip
+
+
 def test_a_file_of_tensors_calls_nothing_but_tensors_and_dictionaries(tmp_path):
     content = {
         "kernel": np.arange(12, dtype=np.float32).reshape(3, 4).T,

@@ -272,6 +272,45 @@ def _discriminator_config(kwargs: Mapping[str, Any]) -> Options:
     }
 
 
+def _to_config(o: Options) -> dict[str, Any]:
+    """The arguments of both constructors of stylegan2-ada-pytorch."""
+    clamp, half = o["conv_clamp"] or None, 0 if o["dtype"] == "float32" else o["half_blocks"]
+    image = {
+        "c_dim": o["num_classes"] if o["num_classes"] > 1 else 0,
+        "img_resolution": o["resolution"],
+        "img_channels": o["channels"],
+    }
+    taps = [float(tap) for tap in o["resample_filter"].split("_")]
+    blocks = {"activation": o["activation"], "resample_filter": taps}
+
+    def sizes(suffix: str) -> dict[str, Any]:
+        widest = {name: o[name + suffix] or o[name] for name in ("channel_base", "channel_max")}
+        return widest | {"num_fp16_res": half, "conv_clamp": clamp}
+
+    def mapping(suffix: str) -> dict[str, Any]:
+        return {
+            "num_layers": o[f"mapping_layers{suffix}"],
+            "embed_features": o[f"embedding_dim{suffix}"] or None,
+            "layer_features": o[f"mapping_width{suffix}"] or None,
+            "lr_multiplier": o[f"mapping_rate{suffix}"],
+        }
+
+    synthesis = sizes("") | {"architecture": o["architecture"], "use_noise": o["noise"]} | blocks
+    generator = {"z_dim": o["z_dim"], "w_dim": o["w_dim"]} | image
+    generator |= {
+        "mapping_kwargs": mapping("") | {"w_avg_beta": o["w_avg_decay"]},
+        "synthesis_kwargs": synthesis,
+    }
+    end = {"mbstd_group_size": o["minibatch_group"] or None, "mbstd_num_channels": o["minibatch_channels"]}
+    discriminator = {"architecture": o["architecture_d"], "cmap_dim": o["class_dim"] or None} | image | sizes("_d")
+    discriminator |= {
+        "block_kwargs": blocks,
+        "mapping_kwargs": mapping("_d"),
+        "epilogue_kwargs": end | {"activation": o["activation"]},
+    }
+    return {"G": generator, "D": discriminator}
+
+
 ADA = Layout(
     name="stylegan2-ada-pytorch",
     family="stylegan2",
@@ -280,6 +319,8 @@ ADA = Layout(
     leaves=_leaves,
     assumed={"resample_filter": "1_3_3_1", "activation": "lrelu", "minibatch_group": 4, "conv_clamp": 256.0},
     from_config=_from_config,
+    to_config=_to_config,
+    notice="weights that NVIDIA has released, and whatever is derived from them, are for research and evaluation only",
     dropped=(("*resample_filter", "taps of resampling, which are a constant of the architecture here"),),
     made=_filters,
 )

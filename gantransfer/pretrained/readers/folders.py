@@ -131,7 +131,10 @@ def _read_pair(folder: Path, parts: Mapping[Path, str], read_file: Callable[[Pat
     states = {part: next(iter(contents.states.values())) for part, contents in found.items()}
     notes = tuple(note for contents in found.values() for note in contents.notes)
     files = tuple(file for contents in found.values() for file in contents.files)
-    return Contents(next(iter(found.values())).format, states, {}, files, {}, notes)
+    config: dict[str, Any] = {}
+    for contents in found.values():
+        config |= contents.config
+    return Contents(next(iter(found.values())).format, states, config, files, {}, notes)
 
 
 def _torch_set(folder: Path, parts: dict[str, Path], kind: str, one_of_several: bool) -> Contents:
