@@ -36,9 +36,11 @@ EXTRAS = {
     "tensorboard": ["tensorboardX>=2.6.5"],
     "video": ["imageio>=2.38", "av>=18.1"],
     "gcs": ["gcsfs"],
+    "export": ["flatbuffers>=25.2"],
     "dev": [
         "beartype>=0.23",
         "chex>=0.1.92",
+        "flatbuffers>=25.2",
         "hypothesis>=6.170",
         "pytest>=9.2",
         "pytest-xdist>=3.8",

@@ -34,6 +34,25 @@ def r1_penalty(logits_fn: Callable[[Array], Logits], images: Float[Array, "n h w
     return 0.5 * jnp.mean(jnp.sum(slope**2, axis=(1, 2, 3)))
 
 
+def path_lengths(
+    images_fn: Callable[[Array], Array], ws: Float[Array, "n l w"], directions: Float[Array, "n h w2 c"]
+) -> Float[Array, " n"]:
+    """How far each image moves along a random direction per unit of style (Karras et al. 2020, eq. 4).
+
+    Args:
+      images_fn: styles to images `(n, h, w, c)`.
+      ws: styles of every layer.
+      directions: standard normal, of the images' shape; they are divided by the root of the number of pixels.
+
+    Returns:
+      The length of the slope of `sum(images * directions)`, with the mean of squares over layers, as in the release
+      of StyleGAN2 (arXiv:1912.04958).
+    """
+    scale = (directions.shape[1] * directions.shape[2]) ** -0.5
+    slope = jax.grad(lambda styles: jnp.sum(images_fn(styles) * directions) * scale)(ws)
+    return jnp.sqrt(jnp.mean(jnp.sum(slope**2, axis=2), axis=1))
+
+
 def orthogonal(tree: PyTree) -> Scalar:
     """How far the rows of each weight are from being orthogonal to one another, whatever their lengths.
 

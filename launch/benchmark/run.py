@@ -70,7 +70,8 @@ class Worker:
 
 def ours(workload: str, form: str, core: int, cache: Path) -> Worker:
     """Starts our side."""
-    command = [sys.executable, str(HERE / "worker_jax.py"), "--workload", workload, "--form", form]
+    script = HERE / f"{WORKLOADS[workload].family}_jax.py"
+    command = [sys.executable, str(script), "--workload", workload, "--form", form]
     paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
     # The flag alone does not keep XLA on one thread: pinning does.
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
@@ -83,17 +84,20 @@ def ours(workload: str, form: str, core: int, cache: Path) -> Worker:
 def theirs(options: argparse.Namespace, workload: str, variant: str, weights: Path) -> Worker:
     """Starts the peer's side; a variant that ends in "+hoisted" normalises frozen weights once."""
     name, _, hoisted = variant.partition("+")
-    command = [options.peer_python, str(HERE / "worker_torch.py"), "--peer", options.peer, "--workload", workload]
+    script = HERE / f"{WORKLOADS[workload].family}_torch.py"
+    command = [options.peer_python, str(script), "--peer", options.peer, "--workload", workload]
     command += ["--variant", name, "--weights", str(weights), *(["--hoisted"] if hoisted else [])]
     return Worker(command, options.core, {})
 
 
 def variants_of(workload: str) -> tuple[str, ...]:
-    """The peer's variants: hoisting only where weights are frozen."""
-    plain = ("eager", "fused", "compile")
-    return (
-        plain if WORKLOADS[workload].trains == "full" else (*plain, "eager+hoisted", "fused+hoisted", "compile+hoisted")
-    )
+    """The peer's variants: hoisting only where weights are frozen, compilation only where nothing is differentiated
+    twice, which torch.compile does not support.
+    """
+    trains, every = WORKLOADS[workload].trains, ("eager", "fused", "compile")
+    if trains == "embedding":
+        return (*every, *(f"{variant}+hoisted" for variant in every))
+    return every[:2] if trains in ("r1", "path length") else every
 
 
 def disagreement(a: list[dict[str, float]], b: list[dict[str, float]]) -> float:
@@ -193,6 +197,19 @@ def arithmetic(options: argparse.Namespace, cache: Path) -> dict[str, Any]:
     return found
 
 
+def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A new result, with what an old one holds of workloads that were not run again."""
+    again = {step["workload"] for step in new["steps"]}
+    kept = [step for step in old["steps"] if step["workload"] not in again]
+    tables = {part: old.get(part, {}) | new.get(part, {}) for part in ("starts", "arithmetic")}
+    return (
+        old
+        | new
+        | {"steps": sorted(kept + new["steps"], key=lambda step: list(WORKLOADS).index(step["workload"]))}
+        | tables
+    )
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -236,6 +253,8 @@ def main() -> None:
             result["arithmetic"] = arithmetic(options, cache)
     result["load"]["after"] = os.getloadavg()[0]
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.out.exists():
+        result = joined(json.loads(options.out.read_text()), result)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(markdown(result))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 # Ratios that the project holds itself to, against the best variant of the peer.
-TARGETS = {"full": 1.2, "embedding": 1.45}
+TARGETS = {"full": 1.2, "embedding": 1.45, "main": 1.6, "r1": 1.8, "path length": 2.1}
 OURS = ("rewritten", "plain")
 
 

@@ -14,7 +14,6 @@ STARTED = time.perf_counter()
 
 import arithmetic  # noqa: E402
 import numpy as np  # noqa: E402
-from layout import to_reference  # noqa: E402
 from lines import peak_bytes, serve, since_start, take_output, timed  # noqa: E402
 from workloads import BETA2, EMA, EPS, LR_D, LR_G, NORM_EPS, SPECTRAL_EPS, WORKLOADS, Workload  # noqa: E402
 
@@ -27,9 +26,11 @@ keep_freed_memory()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import published  # noqa: E402
 
 from gantransfer import config as fields  # noqa: E402
 from gantransfer.data.image_set import ArrayPixels, ImageSet  # noqa: E402
+from gantransfer.pretrained.layouts.biggan import PYTORCH  # noqa: E402
 from gantransfer.pretrained.source import Source, SourceInfo, build_networks, variable_shapes  # noqa: E402
 from gantransfer.training.draws import Draw  # noqa: E402
 from gantransfer.training.prepare import Task, prepare  # noqa: E402
@@ -204,9 +205,7 @@ class Worker:
             ),
             "real_labels": rng.integers(0, self.workload.classes, shape),
         }
-        weights = {f"G/{k}": v for k, v in to_reference("generator", source.generator).items()}
-        weights |= {f"D/{k}": v for k, v in to_reference("discriminator", source.discriminator).items()}
-        np.savez(path, **weights, **draws)
+        np.savez(path, **published.weights(source, PYTORCH), **draws)
         program = jax.jit(partial(iterate, recipe, frozenset()))
         state, losses = self.task.initial_state(), []
         keys = jax.random.split(jax.random.key(0), self.workload.batch)
