@@ -143,7 +143,6 @@ def _along(x: Array, how: _Pass) -> Array:
     starts = [start for phase in phases for _, start in phase]
     low = max(0, -min(starts, default=0))
     high = max(0, max(starts, default=0) + (length - 1) * how.down + 1 - how.given)
-    # Copies of single samples need no border that no tap reads.
     pads = [(0, 0, 0)] * x.ndim
     pads[how.axis] = (low, high, 0)
     padded = lax.pad(x, jnp.zeros((), x.dtype), pads) if low or high else x
