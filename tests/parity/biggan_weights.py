@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gantransfer.pretrained.layouts import biggan
 from gantransfer.pretrained.layouts.layout import to_ours, to_theirs
-from tests.parity import torch_files
+from gantransfer.pretrained.readers import read
 
 DEFAULTS = {
     "dim_z": 128,
@@ -79,7 +79,7 @@ def load_reference(source, config, generator="G"):
     options = options_of(config)
     if isinstance(source, str | Path):
         states = {"generator": f"{generator}.pth", "discriminator": "D.pth"}
-        states = {role: torch_files.load(Path(source) / name) for role, name in states.items()}
+        states = {role: read(Path(source) / name).states[""] for role, name in states.items()}
     else:
         prefixes = {"generator": "G/", "discriminator": "D/"}
         states = {

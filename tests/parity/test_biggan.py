@@ -13,7 +13,7 @@ import pytest
 
 from gantransfer import models
 from gantransfer.models.layers import normalised, standing_statistics
-from tests.parity import torch_files
+from gantransfer.pretrained.readers import read
 from tests.parity.biggan_weights import load_reference, options_of, to_reference
 from tests.parity.nearness import assert_near, probes, quick_jit
 
@@ -345,23 +345,7 @@ def test_full_width_networks_have_the_names_and_shapes_of_the_reference(shared, 
 @pytest.mark.parametrize("case", RUNS, indirect=True)
 def test_weights_survive_the_way_to_our_names_and_back(case):
     for role, name, variables in (("generator", "G", case.generator), ("discriminator", "D", case.discriminator)):
-        state, back = torch_files.load(case.source / f"{name}.pth"), to_reference(role, variables)
+        state, back = read(case.source / f"{name}.pth").states[""], to_reference(role, variables)
         assert state.keys() == back.keys()
         for key, value in state.items():
             np.testing.assert_array_equal(back[key], value, err_msg=key)
-
-
-def test_both_torch_formats_hold_the_same_arrays(shared):
-    root = shared / "parity" / "biggan" / "cifar32"
-    new, old = (torch_files.load(root / kind / RUNS["cifar32"] / "G_ema.pth") for kind in ("weights", "weights_legacy"))
-    assert new.keys() == old.keys()
-    for key, value in new.items():
-        np.testing.assert_array_equal(value, old[key], err_msg=key)
-
-
-@pytest.mark.parametrize("kind", ["weights", "weights_legacy"])
-def test_pickled_modules_are_named_and_not_run(shared, kind):
-    state = torch_files.load(shared / "parity" / "biggan" / "cifar32" / kind / RUNS["cifar32"] / "state_dict.pth")
-    assert state["itr"] == 3 and state["best_FID"] == 20.25
-    assert isinstance(state["config"]["G_activation"], torch_files.Unknown)
-    assert state["config"]["G_activation"].name.endswith(".ReLU")

@@ -18,8 +18,8 @@ from gantransfer.models.layers import normalised
 from gantransfer.pretrained.layouts.biggan_deep import PYTORCH
 from gantransfer.pretrained.layouts.biggan_deep_hub import HUB
 from gantransfer.pretrained.layouts.layout import to_ours, to_theirs
+from gantransfer.pretrained.readers import read
 from gantransfer.pretrained.source import Source, SourceInfo, variable_shapes
-from tests.parity import torch_files
 from tests.parity.nearness import assert_near, quick_jit
 
 TRUNCATIONS = (0.02, 0.14, 0.3, 0.4, 0.41, 0.5, 0.58, 0.7, 0.94, 0.999, 1.0)
@@ -37,7 +37,7 @@ class Case:
 
     def __init__(self, root):
         self.config = json.loads((root / "config.json").read_text())
-        state = torch_files.load(root / "pytorch_model.bin")
+        state = read(root / "pytorch_model.bin").states[""]
         self.state = {key: np.asarray(value) for key, value in state.items()}
         self.found = HUB.recognise({key: value.shape for key, value in self.state.items()})
         self.options = dict(HUB.assumed) | self.found.options

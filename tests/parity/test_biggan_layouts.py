@@ -10,8 +10,8 @@ from gantransfer import models
 from gantransfer.errors import UserError
 from gantransfer.pretrained.layouts import biggan
 from gantransfer.pretrained.layouts.layout import to_ours, to_theirs
+from gantransfer.pretrained.readers import read
 from gantransfer.pretrained.source import variable_shapes
-from tests.parity import torch_files
 
 FULL_WIDTH = ("biggan_64_ch64", "biggan_128_ch96", "biggan_256_ch96", "biggan_512_ch96")
 FULL_WIDTH += ("biggan_cifar10_ch64", "sagan_128_ch64", "sngan_128_ch64")
@@ -67,7 +67,7 @@ def test_arrays_of_the_published_shapes_become_the_shapes_of_our_networks(shared
 @pytest.mark.parametrize("run", ["cifar32/weights/cifar32_small", "imagenet128/weights/imagenet128_small"])
 @pytest.mark.parametrize("side", SIDES)
 def test_what_is_read_and_written_again_is_the_same_file(shared, run, side):
-    state = torch_files.load(shared / "parity" / "biggan" / run / f"{side}.pth")
+    state = read(shared / "parity" / "biggan" / run / f"{side}.pth").states[""]
     assert_round_trip(biggan.PYTORCH, state)
 
 

@@ -13,13 +13,14 @@ from flax.traverse_util import flatten_dict
 from gantransfer import models
 from gantransfer.methods import parse_method
 from gantransfer.objectives.losses import get_loss
+from gantransfer.pretrained import readers
 from gantransfer.training.draws import Draw
 from gantransfer.training.partition import MODES, make_partition, split
 from gantransfer.training.prepare import divide
 from gantransfer.training.recipe import Recipe
 from gantransfer.training.state import GanState, Held, copy
 from gantransfer.training.step import iterate, make_optimizer
-from tests.parity import biggan_weights, torch_files
+from tests.parity import biggan_weights
 
 RATE = {"generator": "G", "discriminator": "D"}
 
@@ -94,9 +95,9 @@ def build(config, weights):
 
 def with_second_moments(optimizer, path, role, options, weights):
     """Puts the reference's second moments and step count into our optimizer state."""
-    saved = torch_files.load(path)
+    saved = readers.read(path.parent).extras[path.stem]
     buffers = (".u0", ".sv0", "stored_mean", "stored_var")
-    names = [name for name in torch_files.load(weights) if not name.endswith(buffers)]
+    names = [name for name in readers.read(weights).states[""] if not name.endswith(buffers)]
     ids = saved["param_groups"][0]["params"]
     moments = {name: np.asarray(saved["state"][i]["exp_avg_sq"]) for name, i in zip(names, ids, strict=True)}
     tree = biggan_weights.to_variables(role, moments, options)["params"]

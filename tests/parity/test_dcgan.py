@@ -13,7 +13,7 @@ import pytest
 
 from gantransfer.objectives.losses import get_loss
 from gantransfer.pretrained.layouts.dcgan import PYTORCH
-from tests.parity import torch_files
+from gantransfer.pretrained.readers import read
 from tests.parity.published import assert_near, assert_round_trip, load, published
 
 PASSES, TRAINING, GRADIENTS = 1e-5, 2e-5, 1e-4
@@ -29,7 +29,7 @@ class Case:
     """Networks with a fixture's weights, and its numbers in our layout."""
 
     def __init__(self, folder):
-        self.loaded = load(PYTORCH, *(torch_files.load(folder / name) for name in ("netG.pth", "netD.pth")))
+        self.loaded = load(PYTORCH, *(read(folder / name).states[""] for name in ("netG.pth", "netD.pth")))
         self.networks, self.variables = self.loaded.networks, self.loaded.variables
         self.stored = dict(np.load(folder / "outputs.npz"))
         self.z, self.c = jnp.asarray(self.stored["z"][:, :, 0, 0]), jnp.zeros(4, jnp.int32)
