@@ -5,21 +5,41 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from gantransfer.errors import UserError
+
 BLOCK = 2048
 
 
-def flat_rows(name: str, rows: Shaped[np.ndarray, "n ..."]) -> Float[np.ndarray, "n d"]:
-    """Float64 rows of a set of vectors or images.
+def checked_rows(name: str, rows: Shaped[np.ndarray, "n ..."], least: int = 1) -> Shaped[np.ndarray, "n d"]:
+    """Rows of a set of vectors or images in their own number format.
 
     Raises:
-      ValueError: if the set is empty, or anything in it is not finite; the message names the set.
+      UserError: if there are fewer than `least`, they are no vectors, or not finite; the message names the set.
     """
-    flat = np.asarray(rows, np.float64).reshape(len(rows), -1) if len(rows) else np.empty((0, 0))
-    if not flat.size:
-        raise ValueError(f"{name}: the set is empty")
-    if not np.isfinite(flat).all():
-        raise ValueError(f"{name}: {np.count_nonzero(~np.isfinite(flat).all(axis=1))} rows hold NaN or infinity")
+    rows = np.asarray(rows)
+    if len(rows) < least:
+        raise UserError(name, f"{len(rows)} rows", f"at least {least}")
+    flat = rows.reshape(len(rows), -1)
+    if not flat.shape[1]:
+        raise UserError(name, f"rows of shape {rows.shape[1:]}", "rows of at least one number")
+    bad = sum(
+        int(np.count_nonzero(~np.isfinite(flat[start : start + BLOCK]).all(axis=1)))
+        for start in range(0, len(flat), BLOCK)
+    )
+    if bad:
+        raise UserError(name, f"{bad} rows hold NaN or infinity", "finite numbers")
     return flat
+
+
+def flat_rows(name: str, rows: Shaped[np.ndarray, "n ..."], least: int = 1) -> Float[np.ndarray, "n d"]:
+    """The same in float64."""
+    return checked_rows(name, rows, least).astype(np.float64, copy=False)
+
+
+def check_widths(a: Shaped[np.ndarray, "n _"], b: Shaped[np.ndarray, "m _"]) -> None:
+    """Raises a `UserError` where two sets of rows differ in width."""
+    if a.shape[1] != b.shape[1]:
+        raise UserError("features", f"widths {a.shape[1]} and {b.shape[1]}", "two sets of one network, of one width")
 
 
 def squared_distance_blocks(
@@ -29,7 +49,7 @@ def squared_distance_blocks(
 
     Both sets are moved to the columns' mean first: |x|^2 + |y|^2 - 2xy cancels for features far from the origin.
     """
-    centre = _coarse(columns.mean(axis=0))
+    centre = coarse(columns.mean(axis=0))
     rows, columns = rows - centre, columns - centre
     norms = np.einsum("ij,ij->i", columns, columns)
     for start in range(0, len(rows), BLOCK):
@@ -39,7 +59,7 @@ def squared_distance_blocks(
         yield part, np.maximum(squares, 0, out=squares)
 
 
-def _coarse(mean: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
+def coarse(mean: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
     """The mean to seven bits of its largest entry.
 
     Subtracting it is exact for features of float32 precision, so equal distances stay equal: an exact mean would add

@@ -4,7 +4,7 @@ Few-shot finetuning fails by copying, and a Fréchet distance to the training im
 """
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped, UInt8
 
 from gantransfer.errors import UserError
 from gantransfer.metrics.distances import flat_rows, squared_distance_blocks
@@ -21,6 +21,65 @@ def nearest_neighbours(
         # Exact differences: the expanded square leaves round-off where a query is a copy.
         distance[part] = np.linalg.norm(rows[part] - columns[index[part]], axis=1)
     return index, distance
+
+
+def nearest_sheet(
+    samples: UInt8[np.ndarray, "n h w c"],
+    train: UInt8[np.ndarray, "m h w c"],
+    *,
+    features: tuple[Float[np.ndarray, "_ d"], Float[np.ndarray, "_ d"]] | None = None,
+    rows: int = 8,
+    neighbours: int = 5,
+    gap: int = 2,
+) -> UInt8[np.ndarray, "height width c"]:
+    """A picture of what may be copied: the samples nearest to a training image, each beside its nearest ones.
+
+    Args:
+      samples, train: images of one size.
+      features: of both, in which distances are taken; None takes pixels.
+      rows: samples shown, nearest first.
+      neighbours: training images beside each, nearest first; fewer where there are fewer.
+      gap: white pixels between pictures; the sample is set off by twice as many.
+
+    Raises:
+      UserError: for images of different sizes, or features that are not theirs.
+    """
+    if samples.shape[1:] != train.shape[1:]:
+        raise UserError("images", f"{samples.shape[1:]} and {train.shape[1:]}", "samples and training images of a size")
+    points, bank = (samples, train) if features is None else features
+    if (len(points), len(bank)) != (len(samples), len(train)):
+        raise UserError("features", f"{len(points)} and {len(bank)} rows", f"{len(samples)} and {len(train)}")
+    points, bank = flat_rows("samples", points), flat_rows("training images", bank)
+    shown = np.argsort(nearest_neighbours(points, bank)[1], kind="stable")[:rows]
+    beside = min(neighbours, len(train))
+    height, width, channels = samples.shape[1:]
+    size = len(shown) * (height + gap) - gap, (beside + 1) * (width + gap)
+    sheet = np.full((*size, channels), 255, np.uint8)
+    distances = np.concatenate([squares for _, squares in squared_distance_blocks(points[shown], bank)])
+    for i, number in enumerate(shown):
+        top = i * (height + gap)
+        sheet[top : top + height, :width] = samples[number]
+        for j, t in enumerate(np.argsort(distances[i], kind="stable")[:beside]):
+            left = (j + 1) * (width + gap) + gap
+            sheet[top : top + height, left : left + width] = train[t]
+    return sheet
+
+
+def nearest_ratio(
+    samples: Shaped[np.ndarray, "n ..."], train: Shaped[np.ndarray, "m ..."], held_out: Shaped[np.ndarray, "o ..."]
+) -> float:
+    """Median over samples of the distance to the nearest training image over that to the nearest held-out one.
+
+    1 means no preference. More images are nearer by chance: give as many of both, or see `memorisation_ratio`.
+
+    Raises:
+      UserError: for a sample that equals images of both sets.
+    """
+    near, far = nearest_neighbours(samples, train)[1], nearest_neighbours(samples, held_out)[1]
+    if np.any((near == 0) & (far == 0)):
+        raise UserError("held-out images", "an image that is also a training image", "images that were not trained on")
+    with np.errstate(divide="ignore"):
+        return float(np.median(near / far))
 
 
 def memorisation_ratio(

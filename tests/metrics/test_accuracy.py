@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from gantransfer.errors import UserError
-from gantransfer.metrics import class_accuracy, within_class_deviation
+from gantransfer.metrics import (
+    class_accuracy,
+    classification_accuracy_score,
+    top_k_accuracy,
+    within_class_deviation,
+)
 
 
 @pytest.fixture
@@ -48,3 +53,25 @@ def test_classes_without_two_images_on_both_sides_are_left_out(rng):
     )
     with pytest.raises(ValueError, match="no class has two images"):
         within_class_deviation(real[5:], labels[5:], real, labels)
+
+
+def test_the_likeliest_answers_count_and_labels_may_be_shifted():
+    logits = np.array([[0.0, 3.0, 2.0, 1.0], [9.0, 1.0, 2.0, 3.0]], np.float32)
+    assert top_k_accuracy(logits, np.array([2, 1]), 1) == 0
+    assert top_k_accuracy(logits, np.array([2, 1]), 2) == 0.5
+    assert top_k_accuracy(logits, np.array([2, 1]), 4) == 1
+    assert top_k_accuracy(logits, np.array([1, 0]), 2, shift=1) == 0.5
+    with pytest.raises(UserError, match="k: 5 .*1 to 4"):
+        top_k_accuracy(logits, np.array([0, 1]))
+    with pytest.raises(UserError, match="labels: 4"):
+        top_k_accuracy(logits, np.array([0, 3]), 1, shift=1)
+
+
+def test_a_classifier_of_samples_is_read_beside_one_of_real_images():
+    labels = np.arange(8)
+    good, half = np.eye(8, dtype=np.float32), np.eye(8, dtype=np.float32)
+    half[4:] = np.eye(8, dtype=np.float32)[0]
+    got = classification_accuracy_score(half, good, labels)
+    assert got == {"value": 0.5, "real_on_real": 1.0, "ratio": 0.5, "top5": got["top5"]} and got["top5"] >= 0.5
+    with pytest.raises(UserError, match="right on some real images"):
+        classification_accuracy_score(good, np.roll(good, 1, axis=1), labels)

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from gantransfer.errors import UserError
-from gantransfer.metrics import authenticity_percent, memorisation_ratio, nearest_neighbours
+from gantransfer.metrics import (
+    authenticity_percent,
+    memorisation_ratio,
+    nearest_neighbours,
+    nearest_ratio,
+    nearest_sheet,
+)
 
 
 @pytest.fixture
@@ -59,3 +65,32 @@ def test_the_ratio_depends_on_its_seed_alone(images):
 def test_one_training_image_has_no_authenticity(images):
     with pytest.raises(UserError, match="training images: 1"):
         authenticity_percent(images[:5], images[:1])
+
+
+def test_the_sheet_shows_copies_first_beside_what_they_copy(images):
+    train, samples = images[:20], images[100:105].copy()
+    samples[3] = train[11]
+    sheet = nearest_sheet(samples, train, rows=2, neighbours=3, gap=1)
+    assert sheet.shape == (2 * 5 - 1, 4 * 5, 1) and sheet.dtype == np.uint8
+    np.testing.assert_array_equal(sheet[:4, :4], samples[3])
+    np.testing.assert_array_equal(sheet[:4, 6:10], train[11])
+    assert np.all(sheet[:, 4:6] == 255) and np.all(sheet[4] == 255)
+
+
+def test_the_sheet_goes_by_features_where_they_are_given(images):
+    train, samples = images[:3], images[3:5]
+    features = np.array([[5.0], [1.0]]), np.array([[0.0], [1.1], [9.0]])
+    sheet = nearest_sheet(samples, train, features=features, neighbours=9, gap=1)
+    np.testing.assert_array_equal(sheet[:4, :4], samples[1])
+    np.testing.assert_array_equal(sheet[:4, 6:10], train[1])
+    with pytest.raises(UserError, match="features: '1 and 3 rows'"):
+        nearest_sheet(samples, train, features=(features[0][:1], features[1]))
+    with pytest.raises(UserError, match="of a size"):
+        nearest_sheet(samples, train[:, :2])
+
+
+def test_the_median_ratio_is_one_for_fresh_samples_and_zero_for_copies(images):
+    assert nearest_ratio(images[:50], images[50:200], images[200:350]) == pytest.approx(1, abs=0.05)
+    assert nearest_ratio(images[50:60], images[50:200], images[200:350]) == 0
+    with pytest.raises(UserError, match="also a training image"):
+        nearest_ratio(images[:5], images[:9], images[:9])
