@@ -18,6 +18,7 @@ FILES: tuple[str, ...] = (
     "dcgan_releases",
     "fastgan",
     "stylegan2",
+    "wgangp_resnet",
 )
 
 
