@@ -85,8 +85,9 @@ class Networks:
       group: `group(role, path)` -> name of the parameter group of a leaf; `path` is joined with "/". Names:
         `class_embedding`, `conditional_norm`, `norm`, `linear`, `blocks.<resolution>` (attention included; a generator
         block counts by the size it makes, a discriminator block by the size it is given), `output`, `projection`,
-        `head`, `class_head`; of style-based networks also `mapping` (of latents or labels to styles), `to_rgb`,
-        `from_rgb`, and `conditional_norm` for the maps from styles to the scales of channels.
+        `head`, `class_head`, `reconstruction` (decoders of a discriminator); of style-based networks also `mapping` (of
+        latents or labels to styles), `to_rgb`, `from_rgb`, and `conditional_norm` for the maps from styles to the
+        scales of channels.
       block: `block(role, path)` -> number of the block that a leaf belongs to, in the order of the forward pass (a
         discriminator's block 0 sees the image); None outside the blocks.
       class_rows: per role, the leaves with one row per class.

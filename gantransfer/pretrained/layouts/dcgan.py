@@ -92,16 +92,15 @@ def _torch_generator(kernels: list[tuple[int, ...]]) -> Found | None:
     if any(kernel[2:] != (4, 4) for kernel in kernels[:-1]) or last not in (1, 4):
         return None
     channels, doublings = kernels[-1][1], len(kernels) - 1 - (last == 1)
-    # The example for MNIST crops what its last layer makes, 32 px, to 28; nothing but the one channel shows it.
-    resolution = 28 if (last, channels, doublings) == (1, 1, 3) else 4 << doublings
+    # The example for MNIST crops what its last layer makes, 32 px, to 28, which nothing shows but its discriminator.
+    cropped = (last, channels, doublings) == (1, 1, 3)
     options = {
         "z_dim": kernels[0][0],
         "widths_g": joined(kernel[1] for kernel in kernels[:-1]),
         "steps_g": joined(["up4"] * (len(kernels) - 2) + ["keep1" if last == 1 else "up4"]),
         "channels": channels,
-        "resolution": resolution,
     }
-    return Found("generator", options)
+    return Found("generator", options if cropped else options | {"resolution": 4 << doublings})
 
 
 def _torch_discriminator(kernels: list[tuple[int, ...]]) -> Found | None:
@@ -146,6 +145,7 @@ PYTORCH = Layout(
     about="netG.pth and netD.pth of the PyTorch example and its descendants (CIFAR10, MNIST at 28 px)",
     recognise=_recognise_torch,
     leaves=_torch_leaves,
+    assumed={"resolution": 28},
     dropped=COUNTER,
     made=lambda role, options: count_batches(_torch_leaves(role, options)),
 )

@@ -102,6 +102,7 @@ FACES = Layout(
     },
     dropped=COUNTER,
     made=lambda role, options: count_batches(_face_leaves(role, options)),
+    notice="trained on CelebA, which is for non-commercial research",
 )
 
 
@@ -169,6 +170,7 @@ ANIME = Layout(
         "bias_g": "all",
         "output": "sigmoid",
     },
+    notice="the licence of the pictures that these weights were trained on is unclear",
 )
 
 
