@@ -66,7 +66,8 @@ def _index_in(folder: Path) -> Path | None:
     found = sorted(path for path in folder.glob("*.index") if path.is_file())
     listed = folder / "checkpoint"
     if len(found) > 1 and listed.is_file():
-        match = re.search(r'^model_checkpoint_path: "([^"]*)"', listed.read_text("utf-8", "replace")[:65536], re.M)
+        text = str(MappedFile(listed).data[:65536], "utf-8", "replace")
+        match = re.search(r'^model_checkpoint_path: "([^"]*)"', text, re.M)
         # Paths of the machine that trained are of no use here; the name is.
         newest = [path for path in found if match and path.name == f"{Path(match[1]).name}.index"]
         found = newest or found

@@ -162,7 +162,7 @@ def test_a_checkpoint_may_be_given_in_many_ways(tmp_path):
         assert read(path).states[""].keys() == expected
     checkpoint(tmp_path, "model.ckpt-5")
     refused(tmp_path, "model.ckpt-25009.index, model.ckpt-5.index")
-    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/home/someone/model.ckpt-5"\n')
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/elsewhere/run/model.ckpt-5"\n')
     assert read(tmp_path).files[0].name == "model.ckpt-5.index"
 
 
