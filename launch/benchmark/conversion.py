@@ -54,14 +54,16 @@ def write_checkpoint(file: Path, width: int) -> None:
     for path, leaf in flatten_dict(dict(variable_shapes(networks)[0]), sep="/").items():
         ours[path] = np.ones(leaf.shape, np.float32)
         if not path.endswith(("/var", "/sigma", "/gain")):
-            ours[path] = draw.standard_normal(leaf.shape, np.float32) / max(1.0, np.prod(leaf.shape[:-1])) ** 0.5
+            ours[path] = draw.standard_normal(leaf.shape, np.float32) / float(max(1, np.prod(leaf.shape[:-1]))) ** 0.5
     write_torch(file, to_theirs(layout.leaves("generator", options), ours))
 
 
 def run(*command: str) -> tuple[str, float, float]:
     """Runs a process; returns what it prints, its seconds, and the largest resident set of all so far in MB."""
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     return done.stdout, time.perf_counter() - start, peak
 

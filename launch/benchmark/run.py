@@ -141,7 +141,7 @@ def wait_for_quiet(minutes: float) -> None:
 def measure(options: argparse.Namespace, name: str, cache: Path, folder: Path) -> dict[str, Any]:
     """Everything about one workload: parity, then rounds over all sides."""
     weights = folder / f"{name}.npz"
-    workers = {form: ours(name, form, options.core, cache) for form in ("rewritten", "plain")}
+    workers = {form: ours(name, form, options.core, cache) for form in options.forms}
     result: dict[str, Any] = {"workload": name, "about": WORKLOADS[name].about}
     result |= {"batch": WORKLOADS[name].batch, "trains": WORKLOADS[name].trains}
     losses = {form: worker.ask("losses", path=str(weights))["losses"] for form, worker in workers.items()}
@@ -216,6 +216,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(MEASURED))
     parser.add_argument("--peer", help="a checkout of BigGAN-PyTorch; without it only our own forms are compared")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has PyTorch")
+    parser.add_argument(
+        "--forms", nargs="+", choices=("rewritten", "plain"), default=("rewritten", "plain"), help="of ours"
+    )
     parser.add_argument("--variants", nargs="*", default=[], help="of the peer; all by default")
     parser.add_argument("--rounds", type=int, default=9, help="after two warm-ups; results are worth something from 7")
     parser.add_argument("--seconds", type=float, default=1.0, help="about how long each side runs in a round")

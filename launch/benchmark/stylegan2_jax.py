@@ -205,9 +205,13 @@ class Worker:
         return timed(self._steps, steps)
 
     def losses(self, path: str) -> dict[str, Any]:
-        """Writes weights and draws to an npz in the other side's layout; returns the losses of iterations on them."""
+        """Writes weights and draws to an npz in the other side's layout; returns the losses of iterations on them.
+
+        Noise has no strength in the first iteration and its own draws on each side from then on, so only the
+        discriminator's phase, which has none, goes on to a second.
+        """
         weights, rng = published.weights(self.task.source, ADA), np.random.default_rng(1)
-        every = [self.draw(rng) for _ in range(ITERATIONS)]
+        every = [self.draw(rng) for _ in range(ITERATIONS if self.workload.trains == "r1" else 1)]
         np.savez(path, **weights, **{name: np.stack([one[name] for one in every]) for name in every[0]})
         state, losses, program = self.start(), [], jax.jit(self.phase)
         for given in every:
