@@ -25,7 +25,7 @@ def nearest_neighbours(
 
 def nearest_sheet(
     samples: UInt8[np.ndarray, "n h w c"],
-    train: UInt8[np.ndarray, "m h w c"],
+    train: UInt8[np.ndarray, "m _h _w _c"],
     *,
     features: tuple[Float[np.ndarray, "_ d"], Float[np.ndarray, "_ d"]] | None = None,
     rows: int = 8,
