@@ -195,14 +195,16 @@ def _read_description(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _save(path: Path, trees: Mapping[str, Variables]) -> None:
     from orbax.checkpoint import v1 as ocp
 
-    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(trees)]
+    num_bytes = sum(sizes)
     if shutil.disk_usage(path.parent).free < num_bytes:
         raise OSError(errno.ENOSPC, f"less than the {num_bytes / 1e6:.0f} MB that it takes are free", str(path.parent))
     context = ocp.Context()
     # Weights hardly compress, and the copies and buffers of a checkpoint that is written at leisure are not needed.
     context.array.saving.use_compression = False
     context.memory.deepcopy_host_arrays = False
-    context.memory.write_concurrent_bytes = WRITTEN_AT_ONCE_BYTES
+    # Orbax refuses an array that by itself takes all that may be written at once.
+    context.memory.write_concurrent_bytes = max(WRITTEN_AT_ONCE_BYTES, *(size + 1 for size in sizes))
     try:
         with context:
             ocp.save(path.absolute(), dict(trees))
