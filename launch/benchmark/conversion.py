@@ -3,8 +3,8 @@
 The file is made first: a generator at the published width (96) with random weights, about 300 MB, as BigGAN-PyTorch
 saves it. Memory is the largest resident set of the process, file pages that it has mapped included.
 
-  python launch/benchmark/conversion.py --folder /tmp/conversion
-  python launch/benchmark/conversion.py --width 16 --folder /tmp/conversion        # a quick look
+  python launch/benchmark/conversion.py --folder scratch
+  python launch/benchmark/conversion.py --width 16 --folder scratch        # a quick look
 
 Prints one JSON object: file_mb; convert_s, convert_peak_mb, peak_over_file; load_s; first_sample_s (16 images after
 `load`, with what compilation the cache has), again_s (16 more).
