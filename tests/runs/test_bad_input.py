@@ -18,7 +18,7 @@ SAMPLE = ("sample", "--source", "glyphs", "--output", "RUN")
 # name: (command line, the field as the user would write it, its value, words of what is allowed)
 CASES = {
     # The command line itself.
-    "verb": (("finetun", "--data", "x"), "verb", "finetun", ("evaluate, finetune, list", "did you mean finetune?")),
+    "verb": (("finetun", "--data", "x"), "verb", "finetun", ("convert, evaluate, export, finetune, list", "did you mean finetune?")),
     "flag": (("finetune", "--sorce", "x"), "finetune", "--sorce", ("--batch, --config", "did you mean --source?")),
     "flag with value": (("sample", "--source=a", "--output=b", "--sed=1"), "sample", "--sed", ("did you mean --seed",)),
     "fields of another verb": (("list", "modes", "--config.kimg=1"), "--config.kimg", "list", ("the verb finetune",)),
@@ -34,13 +34,13 @@ CASES = {
         (*SOURCE, "--source", "MISSING/x"),
         "source",
         "MISSING/x",
-        ("a source folder or snapshot, a run",),
+        ("a source folder or snapshot, a converted folder, a run",),
     ),
     "source folder of junk": (
         (*SOURCE, "--source", "JUNK"),
-        "JUNK/config.json",
-        "",
-        ("config.json of a source folder",),
+        "JUNK",
+        "a folder without a checkpoint",
+        ("a checkpoint of PyTorch",),
     ),
     "data": ((*SOURCE, "--data", "MISSING.zip"), "data", "MISSING.zip", ("there is nothing at this path",)),
     "no data": (("finetune", "--source", "glyphs", "--workdir", "RUN"), "data", None, ("a folder, a zip",)),
