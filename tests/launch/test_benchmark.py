@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]

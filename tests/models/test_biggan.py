@@ -18,6 +18,7 @@ TINY = {"resolution": 16, "channels": 1, "num_classes": 7, "width": 2, "z_dim": 
 QUICKLY = {"xla_backend_optimization_level": 0}
 
 
+@cache
 def build(**options):
     return get_family("biggan").build(**TINY | options)
 
@@ -27,21 +28,20 @@ def inputs(networks, n=1):
     return {"generator": jnp.zeros((n, networks.z_dim)), "discriminator": jnp.zeros(size)}
 
 
-def init(networks, role):
-    c = jnp.zeros(1, jnp.int32)
-    return getattr(networks, role).init(jax.random.key(0), inputs(networks)[role], c)
+def init(networks, role, want=()):
+    """What a network makes of two samples, and its fresh variables."""
+    network, first = getattr(networks, role), inputs(networks, 2)[role]
+    return network.init_with_output(jax.random.key(0), first, jnp.zeros(2, jnp.int32), want=want)
+
+
+def outlined(networks, role, want=()):
+    """Shapes of the output and of all variables."""
+    return jax.eval_shape(lambda: init(networks, role, want))
 
 
 def shapes(networks, role):
-    """Shapes of all variables, and of the leaves of `params` by path."""
-    variables = jax.eval_shape(lambda: init(networks, role))
-    return variables, {path: leaf.shape for path, leaf in flatten_dict(variables["params"], sep="/").items()}
-
-
-def stages_of(networks, role, want):
-    variables = jax.eval_shape(lambda: init(networks, role))
-    call = lambda v, x: getattr(networks, role).apply(v, x, jnp.zeros(2, jnp.int32), want=want)
-    return jax.eval_shape(call, variables, inputs(networks, 2)[role])
+    """Shapes of the leaves of `params` by path."""
+    return {path: leaf.shape for path, leaf in flatten_dict(outlined(networks, role)[1]["params"], sep="/").items()}
 
 
 class Bound:
@@ -53,7 +53,7 @@ class Bound:
 
     @cache  # noqa: B019 (lives as long as the module's tests)
     def variables(self, role):
-        return jax.jit(lambda: init(self.networks, role), compiler_options=QUICKLY)()
+        return jax.jit(lambda: init(self.networks, role)[1], compiler_options=QUICKLY)()
 
     def _call(self, role):
         network = getattr(self.networks, role)
@@ -83,12 +83,12 @@ def test_stages_have_the_sizes_and_widths_of_the_layout(resolution):
     networks, layout = build(resolution=resolution, z_dim=16), LAYOUTS[resolution]
     sizes = [8 * 2**i for i in range(len(layout.generator) - 1)]
     assert sizes[-1] == resolution
-    picture = stages_of(networks, "generator", tuple(f"b{size}" for size in sizes))
+    picture, _ = outlined(networks, "generator", tuple(f"b{size}" for size in sizes))
     assert picture.images.shape == (2, resolution, resolution, 1)
     made = {name: stage.shape for name, stage in picture.stages.items()}
     assert made == {f"b{s}": (2, s, s, 2 * m) for s, m in zip(sizes, layout.generator[1:], strict=True)}
     given = [resolution >> min(i, layout.pooled) for i in range(len(layout.discriminator))]
-    judged = stages_of(networks, "discriminator", (*dict.fromkeys(f"b{size}" for size in given), "pooled"))
+    judged, _ = outlined(networks, "discriminator", (*dict.fromkeys(f"b{size}" for size in given), "pooled"))
     assert judged.logits.shape == (2,)
     for i, size in enumerate(given):
         if i + 1 == len(given) or given[i + 1] != size:
@@ -98,8 +98,8 @@ def test_stages_have_the_sizes_and_widths_of_the_layout(resolution):
 
 
 def test_the_layout_of_16_pixels_is_two_doublings_and_two_halvings():
-    _, g = shapes(build(), "generator")
-    _, d = shapes(build(), "discriminator")
+    g = shapes(build(), "generator")
+    d = shapes(build(), "discriminator")
     kernels = lambda leaves: {path[:-7]: shape for path, shape in leaves.items() if path.endswith("/kernel")}
     # Latents of 9 in three parts of 3; conditions are the embedding of 5 and a part.
     assert kernels(g) == {
@@ -130,15 +130,15 @@ def test_the_layout_of_16_pixels_is_two_doublings_and_two_halvings():
 
 def test_widths_of_the_networks_are_set_apart():
     networks = build(width=2, width_d=3)
-    assert shapes(networks, "generator")[1]["out_conv/kernel"] == (3, 3, 2, 1)
-    assert shapes(networks, "discriminator")[1]["block_2/conv2/kernel"] == (3, 3, 12, 12)
-    thin = shapes(build(thin_d=True), "discriminator")[1]
+    assert shapes(networks, "generator")["out_conv/kernel"] == (3, 3, 2, 1)
+    assert shapes(networks, "discriminator")["block_2/conv2/kernel"] == (3, 3, 12, 12)
+    thin = shapes(build(thin_d=True), "discriminator")
     assert thin["block_1/conv1/kernel"] == (3, 3, 2, 2)
     assert thin["block_1/conv2/kernel"] == (3, 3, 2, 4)
 
 
 def attended(networks, role):
-    return sorted({path.split("/")[0] for path in shapes(networks, role)[1] if path.startswith("attn_")})
+    return sorted({path.split("/")[0] for path in shapes(networks, role) if path.startswith("attn_")})
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_every_leaf_has_a_group_and_every_group_its_leaves():
     networks = build(**EVERYTHING)
     groups = {role: {} for role in ROLES}
     for role in ROLES:
-        for path in shapes(networks, role)[1]:
+        for path in shapes(networks, role):
             groups[role].setdefault(networks.group(role, path), set()).add(path)
     g, d = groups["generator"], groups["discriminator"]
     assert set(g) == {"class_embedding", "linear", "conditional_norm", "norm", "output"} | {
@@ -186,13 +186,13 @@ def test_every_leaf_has_a_group_and_every_group_its_leaves():
     assert d["projection"] == {"embed/embedding"}
     assert {path.split("/")[0] for path in d["blocks.32"]} == {"block_1", "attn_1"}
     # The first block is given the image.
-    assert shapes(networks, "discriminator")[1]["block_0/conv1/kernel"][2] == networks.channels
+    assert shapes(networks, "discriminator")["block_0/conv1/kernel"][2] == networks.channels
     assert "block_0/conv1/kernel" in d["blocks.64"]
 
 
 def test_a_size_that_several_blocks_are_given_is_one_group():
     networks = build(resolution=32, z_dim=16)
-    blocks = {networks.block("discriminator", path) for path in shapes(networks, "discriminator")[1]}
+    blocks = {networks.block("discriminator", path) for path in shapes(networks, "discriminator")}
     assert blocks == {0, 1, 2, 3, None}
     groups = [networks.group("discriminator", f"block_{i}/conv1/kernel") for i in range(4)]
     assert groups == ["blocks.32", "blocks.16", "blocks.8", "blocks.8"]
@@ -201,7 +201,7 @@ def test_a_size_that_several_blocks_are_given_is_one_group():
 def test_blocks_are_numbered_in_the_order_of_the_pass_and_count_their_attention():
     networks = build(**EVERYTHING)
     for role in ROLES:
-        for path in shapes(networks, role)[1]:
+        for path in shapes(networks, role):
             first = path.split("/")[0]
             expected = int(first.split("_")[1]) if first.startswith(("block_", "attn_")) else None
             assert networks.block(role, path) == expected, path
@@ -212,7 +212,7 @@ def test_rows_of_classes_are_all_axes_that_count_classes(options):
     networks = build(**options)
     for role in ROLES:
         declared = {(rows.path, rows.axis) for rows in networks.class_rows[role]}
-        counted = {(p, shape.index(7)) for p, shape in shapes(networks, role)[1].items() if 7 in shape}
+        counted = {(p, shape.index(7)) for p, shape in shapes(networks, role).items() if 7 in shape}
         assert declared == counted
 
 
@@ -221,7 +221,7 @@ def test_rows_are_coupled_where_a_table_is_divided_as_a_whole():
     networks = build(class_head=True)
     assert spectral(networks, "generator") == set()
     assert spectral(networks, "discriminator") == {"embed/embedding", "class_head/kernel"}
-    assert "u" in shapes(networks, "discriminator")[0]["spectral"]["class_head"]
+    assert "u" in outlined(networks, "discriminator")[1]["spectral"]["class_head"]
     assert spectral(build(class_head=True, spectral_d=False), "discriminator") == set()
 
 
@@ -231,9 +231,9 @@ def test_rows_are_coupled_where_a_table_is_divided_as_a_whole():
 def test_nothing_is_kept_that_nobody_wants_and_unknown_stages_are_refused_with_the_known_ones():
     networks = build()
     for role, known in (("generator", "b8, b16"), ("discriminator", "b16, b8, b4, pooled")):
-        assert stages_of(networks, role, ()).stages == {}
+        assert outlined(networks, role)[0].stages == {}
         with pytest.raises(UserError, match=rf"want: 'b7' is not accepted; allowed: {known}(\n|$)"):
-            stages_of(networks, role, ("b7",))
+            outlined(networks, role, ("b7",))
 
 
 def test_pooled_features_are_scaled_sums_of_the_last_stage():
@@ -329,10 +329,10 @@ def test_a_class_head_judges_classes_and_leaves_logits_as_they_are():
 def test_without_spectral_norm_there_are_no_vectors_and_a_set_is_judged_in_two_passes():
     networks = build(spectral_g=False, spectral_d=False)
     for role in ROLES:
-        assert not {"spectral", "constants"} & set(shapes(networks, role)[0])
+        assert not {"spectral", "constants"} & set(outlined(networks, role)[1])
     assert not networks.joint_pass
     networks = build()
-    assert {"spectral", "constants"} <= set(shapes(networks, "discriminator")[0])
+    assert {"spectral", "constants"} <= set(outlined(networks, "discriminator")[1])
     assert networks.joint_pass
 
 

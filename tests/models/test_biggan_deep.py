@@ -22,7 +22,8 @@ HUB = {"statistics": 3, "latent_first": True, "stored_vectors_g": True, "output_
 @pytest.fixture(scope="module")
 def tiny():
     networks = models.get_family("biggan_deep").build(**TINY | HUB)
-    return networks, *(invent(shapes, seed) for seed, shapes in enumerate(variable_shapes(networks)))
+    both = (invent(shapes, seed) for seed, shapes in enumerate(variable_shapes(networks)))
+    return networks, *(jax.tree.map(jnp.asarray, variables) for variables in both)
 
 
 def leaves(tree):

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from gantransfer import models
 from gantransfer.models.wgangp_resnet import UniformRecipe
 from gantransfer.pretrained.source import variable_shapes
-from gantransfer.training.partition import MODES, make_partition
+from gantransfer.training.partition import get_mode, make_partition
 from tests.contract import rig
 from tests.pretrained.conftest import invent
 
@@ -19,7 +19,8 @@ TINY = {"resolution": 16, "channels": 1, "num_classes": 3, "width": 2, "z_dim": 
 @pytest.fixture(scope="module")
 def tiny():
     networks = models.get_family("wgangp_resnet").build(**TINY)
-    return networks, *(invent(shapes, seed) for seed, shapes in enumerate(variable_shapes(networks)))
+    both = (invent(shapes, seed) for seed, shapes in enumerate(variable_shapes(networks)))
+    return networks, *(jax.tree.map(jnp.asarray, variables) for variables in both)
 
 
 def leaves(tree):
@@ -71,7 +72,8 @@ def test_every_leaf_has_a_group(tiny):
 def test_a_mode_trains_what_it_says(tiny):
     networks, generator, discriminator = tiny
     params = {"generator": generator["params"], "discriminator": discriminator["params"]}
-    trained = make_partition(networks, params, MODES["scale_shift"]).trained("generator")
+    mode = get_mode("custom", ("conditional_norm",))
+    trained = make_partition(networks, params, mode).trained("generator")
     assert trained == {path for path in leaves(generator["params"]) if "bn" in path}
 
 

@@ -18,7 +18,12 @@ SAMPLE = ("sample", "--source", "glyphs", "--output", "RUN")
 # name: (command line, the field as the user would write it, its value, words of what is allowed)
 CASES = {
     # The command line itself.
-    "verb": (("finetun", "--data", "x"), "verb", "finetun", ("convert, evaluate, export, finetune, list", "did you mean finetune?")),
+    "verb": (
+        ("finetun", "--data", "x"),
+        "verb",
+        "finetun",
+        ("convert, evaluate, export, finetune", "did you mean finetune?"),
+    ),
     "flag": (("finetune", "--sorce", "x"), "finetune", "--sorce", ("--batch, --config", "did you mean --source?")),
     "flag with value": (("sample", "--source=a", "--output=b", "--sed=1"), "sample", "--sed", ("did you mean --seed",)),
     "fields of another verb": (("list", "modes", "--config.kimg=1"), "--config.kimg", "list", ("the verb finetune",)),
