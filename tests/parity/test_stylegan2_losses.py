@@ -61,7 +61,8 @@ def test_generator_phase_matches(case):
     noise = case.noise(arrays, "main_noise_")
     (loss, (logits, changed)), grads = gradients(case.generator["params"], jnp.asarray(arrays["z"]), noise)
     assert_near(logits, arrays["Gmain_report_Loss_scores_fake"][:, 0], FORWARD)
-    assert_near(loss, arrays["Gmain_report_Loss_G_loss"].mean(), FORWARD)
+    losses = arrays["Gmain_report_Loss_G_loss"]
+    assert abs(loss - losses.mean()) <= FORWARD * np.abs(losses).max()
     assert_near(changed["averages"]["mapper"]["w_avg"], arrays["Gmain_w_avg_after"], FORWARD)
     assert arrays["Gmain_gain"] == 1
     assert_phase(case, "generator", "Gmain", grads)
