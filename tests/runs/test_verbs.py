@@ -285,7 +285,7 @@ def test_a_report_is_one_page(whole, whole_dots, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("what", "line"),
     [
-        ("sources", "glyphs: 37 letters"),
+        ("sources", "glyphs: biggan, 16 px, glyphs, 37 classes"),
         ("modes", "class_embedding_only: only the class embedding of G trains"),
         ("methods", "r1(gamma=10.0"),
         ("families", "biggan: Brock et al. 2018"),
