@@ -47,7 +47,8 @@ def test_both_forms_of_convolutions_give_equal_images_and_gradients(tiny):
             return run(generator["params"], discriminator["params"])
 
     (one, images), (other, plain) = gradients("rewritten"), gradients("plain")
-    np.testing.assert_allclose(images, plain, atol=1e-5)
+    # Ten blocks of random weights: rounding grows to 1.3e-5 in one of 768 values.
+    np.testing.assert_allclose(images, plain, rtol=0, atol=5e-5)
     for ours, theirs in zip(one, other, strict=True):
         theirs = leaves(theirs)
         for path, leaf in leaves(ours).items():
