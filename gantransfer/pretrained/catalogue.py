@@ -14,29 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gantransfer.errors import UserError, one_of
+from gantransfer.pretrained.download import Log, PublishedFile, cache_folder, download, to_stderr, unpack
 
 ASSETS = Path(__file__).parent / "assets"
 TABLE = Path(__file__).parent / "catalogue.json"
 Commercial = Literal["yes", "no", "unknown"]
-
-
-@dataclass(frozen=True)
-class PublishedFile:
-    """One file of a published checkpoint.
-
-    Attributes:
-      name: what it is called in the cache.
-      url: where the file itself is.
-      bytes: its exact size, where documented.
-      megabytes: its size as its page rounds it, in millions of bytes; for people, never checked.
-      sha256: its checksum in hexadecimal digits, where documented.
-    """
-
-    name: str
-    url: str
-    bytes: int | None = None
-    megabytes: float | int | None = None
-    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -185,3 +167,25 @@ def near(name: str) -> str:
     """Returns in words what the catalogue has, with the names that were probably meant."""
     close = difflib.get_close_matches(name, CATALOGUE, n=3, cutoff=0.5)
     return "see `gantransfer list sources`" + (f"; did you mean {' or '.join(close)}?" if close else "")
+
+
+def fetch(entry: Entry, log: Log = to_stderr) -> Path:
+    """Returns where an entry's files are on this machine, after downloading what is missing.
+
+    Returns:
+      The file; the folder where there are several files or where they came packed.
+
+    Raises:
+      UserError: there is nothing to download, no connection, no room, or not the file that the catalogue describes;
+        it names the file and where to put it by hand.
+    """
+    if entry.folder is not None:
+        return entry.folder
+    if not entry.files:
+        raise UserError("source", entry.name, f"files that you have: get them from {entry.page} and give their path")
+    place = cache_folder() / "sources" / entry.name
+    for file in entry.files:
+        download(file, place / file.name, page=entry.page, log=log)
+    if entry.unpack:
+        return unpack(place / entry.files[0].name, entry.unpack)
+    return place if len(entry.files) > 1 else place / entry.files[0].name

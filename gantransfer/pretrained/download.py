@@ -1,7 +1,7 @@
-"""Downloads of published checkpoints: resumed, checked, whole or not at all, and kept.
+"""Downloads of published files: resumed, checked, whole or not at all, and kept.
 
-A file arrives under `.NAME.part` and takes its name only once its size and checksum are what the catalogue states.
-Where the catalogue states no checksum, the one found is printed and recorded in `.NAME.record.json`, and every later
+A file arrives under `.NAME.part` and takes its name only once its size and checksum are what its publisher states.
+Where no checksum is stated, the one found is printed and recorded in `.NAME.record.json`, and every later
 download of that name must give the same. A download that was cut goes on where it stopped, if the server promises (by
 ETag or Last-Modified) that the file is still the same one; else it starts again. One process writes at a time; others
 wait.
@@ -23,6 +23,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -30,17 +31,35 @@ from urllib.parse import urlsplit
 
 from gantransfer import __version__
 from gantransfer.errors import UserError
-from gantransfer.pretrained.catalogue import Entry, PublishedFile
 
 CHUNK = 1 << 18
 TIMEOUT_S = 30
 # How often to try again without one new byte having arrived, and how long to wait before.
 ATTEMPTS, PAUSE_S = 4, 1.0
 SPARE_BYTES = 64 << 20
-FIELD = "source"
+FIELD = "download"
 
 Log = Callable[[str], None]
 Tick = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One published file.
+
+    Attributes:
+      name: what it is called in the cache.
+      url: where the file itself is.
+      bytes: its exact size, where documented.
+      megabytes: its size as its page rounds it, in millions of bytes; for people, never checked.
+      sha256: its checksum in hexadecimal digits, where documented.
+    """
+
+    name: str
+    url: str
+    bytes: int | None = None
+    megabytes: float | int | None = None
+    sha256: str | None = None
 
 
 def cache_folder() -> Path:
@@ -54,28 +73,6 @@ def to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def fetch(entry: Entry, log: Log = to_stderr) -> Path:
-    """Returns where an entry's files are on this machine, after downloading what is missing.
-
-    Returns:
-      The file; the folder where there are several files or where they came packed.
-
-    Raises:
-      UserError: there is nothing to download, no connection, no room, or not the file that the catalogue describes;
-        it names the file and where to put it by hand.
-    """
-    if entry.folder is not None:
-        return entry.folder
-    if not entry.files:
-        raise UserError(FIELD, entry.name, f"files that you have: get them from {entry.page} and give their path")
-    place = cache_folder() / "sources" / entry.name
-    for file in entry.files:
-        download(file, place / file.name, page=entry.page, log=log)
-    if entry.unpack:
-        return unpack(place / entry.files[0].name, entry.unpack)
-    return place if len(entry.files) > 1 else place / entry.files[0].name
-
-
 def download(file: PublishedFile, target: Path, *, page: str, log: Log = to_stderr) -> None:
     """Makes sure that `target` is the published file.
 
@@ -86,7 +83,7 @@ def download(file: PublishedFile, target: Path, *, page: str, log: Log = to_stde
       log: receives one line for each thing worth knowing.
 
     Raises:
-      UserError: as `fetch`.
+      UserError: no connection, no room, or not the file described; it names the file and where to put it by hand.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target, log):

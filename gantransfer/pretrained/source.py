@@ -253,7 +253,7 @@ def load(name: str | Path, check: bool = False) -> Source:
     """Loads a source: a catalogue name, a run, a source folder or snapshot, a converted folder, or a checkpoint as it
     was published, which is converted in memory and says on standard error what became of it.
 
-    What a catalogue name stands for is downloaded the first time (`gantransfer.pretrained.download`).
+    What a catalogue name stands for is downloaded the first time (`gantransfer.pretrained.catalogue.fetch`).
 
     A run's folder means its newest snapshot; `RUN@best` means the snapshot folder of that name, `RUN@12800` the
     snapshot after 12,800 images. A catalogue name wins over a folder of the same name (write `./glyphs` for the
@@ -268,13 +268,13 @@ def load(name: str | Path, check: bool = False) -> Source:
       UserError: nothing of the kind is there, naming the nearest catalogue name, or what is there cannot be read.
     """
     # These build on this file.
-    from gantransfer.pretrained import catalogue, convert, converted, download, folder
+    from gantransfer.pretrained import catalogue, convert, converted, folder
 
     if name in catalogue.CATALOGUE:
         entry = catalogue.CATALOGUE[str(name)]
         if entry.layout is None:
             raise UserError("source", entry.name, f"a source that can be read here; {entry.about} ({entry.page})")
-        found = load(download.fetch(entry), check)
+        found = load(catalogue.fetch(entry), check)
         known = {"licence": entry.licence, "origin": entry.page, "trained_on": entry.trained_on}
         return found if entry.folder else with_info(found, name=entry.name, **known)
     # os.path answers no, where Path raises, for names that cannot be paths at all.

@@ -13,7 +13,14 @@ FLOORS = (
     ("gantransfer.metrics", "gantransfer.pretrained", "gantransfer.training"),
     ("gantransfer.methods", "gantransfer.objectives"),
     ("gantransfer.models", "gantransfer.features"),
-    ("gantransfer.data", "gantransfer.config", "gantransfer.errors", "gantransfer.host_memory"),
+    (
+        "gantransfer.data",
+        "gantransfer.config",
+        "gantransfer.errors",
+        "gantransfer.host_memory",
+        "gantransfer.pretrained.download",
+        "gantransfer.pretrained.readers",
+    ),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -13,8 +13,8 @@ import pytest
 
 from gantransfer.errors import UserError
 from gantransfer.pretrained import download as module
-from gantransfer.pretrained.catalogue import CATALOGUE, GLYPHS, Entry, PublishedFile
-from gantransfer.pretrained.download import cache_folder, download, fetch, unpack
+from gantransfer.pretrained.catalogue import CATALOGUE, GLYPHS, Entry, fetch
+from gantransfer.pretrained.download import PublishedFile, cache_folder, download, unpack
 from gantransfer.pretrained.export import export
 from gantransfer.pretrained.source import latents, load
 
