@@ -283,9 +283,10 @@ def dispatch(options: argparse.Namespace, fields: dict[str, str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line; returns the exit code."""
-    if arguments is None:
-        keep_freed_memory()
     words, fields = split_fields(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and words[:1] in (["finetune"], ["evaluate"]):
+        # What runs one program many times gains from it; what runs once would only need more memory.
+        keep_freed_memory()
     parser = build_parser()
     try:
         if words and not words[0].startswith("-"):

@@ -1,4 +1,4 @@
-"""Keeps host memory that a step has freed, so that the next step on a CPU need not ask the system for it again.
+"""Keeps host memory that a step has freed for the next step on a CPU, or gives freed memory back to the system.
 
 A compiled step allocates all its temporary arrays as one block, tens of megabytes and more, and frees it at the end.
 The C library gives so large a block back to the system at once, and the next step pays for every page of it again:
@@ -44,3 +44,10 @@ def keep_freed_memory() -> bool:
         library.madvise(first, length, _HUGE_PAGES)
         library.free(block)
     return True
+
+
+def give_back_freed_memory() -> bool:
+    """Returns freed memory that the C library holds to the system; whether it could be asked to (glibc)."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    return bool(ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0)))

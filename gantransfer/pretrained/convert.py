@@ -301,9 +301,16 @@ def _same_kind(theirs: np.dtype, ours: np.dtype) -> bool:
 
 
 def _on_device(trees: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """All networks as trees on the device, in one transfer; nothing keeps the file's memory alive."""
-    nested = {slot: unflatten_dict(dict(tree), sep="/") for slot, tree in trees.items()}
-    return jax.block_until_ready(jax.device_put(nested, may_alias=False))
+    """All networks as trees on the device, a leaf at a time; nothing keeps the file's memory alive."""
+    placed = {slot: {path: _placed(leaf) for path, leaf in tree.items()} for slot, tree in trees.items()}
+    return {slot: unflatten_dict(tree, sep="/") for slot, tree in placed.items()}
+
+
+def _placed(leaf: np.ndarray | jax.Array) -> jax.Array:
+    # On a CPU, JAX may keep the array that it is given, and with it the whole mapped file that the array views.
+    if isinstance(leaf, np.ndarray) and not leaf.flags.owndata:
+        leaf = np.array(leaf, order="C")
+    return jax.block_until_ready(jax.device_put(leaf))
 
 
 def _class_names(count: int, given: Sequence[str] | None) -> tuple[str, ...]:

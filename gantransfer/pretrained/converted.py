@@ -36,6 +36,7 @@ from gantransfer.pretrained.description import (
     short,
 )
 from gantransfer.pretrained.folder import check_leaves, whole_folder
+from gantransfer.pretrained.sample_statistics import sample_statistics
 from gantransfer.pretrained.source import Source, Variables, variable_shapes
 
 DESCRIPTION, WEIGHTS = "source.json", "weights"
@@ -76,7 +77,7 @@ def write_converted(out: Path, source: Source, report: Report, names_known: bool
     `source.json` holds: architecture (the family) and its options; resolution, channels, num_classes and class_names
     (null where nobody knows them); licence, origin and notices; SHA-256 of each original file; which networks there
     are; and the fingerprint: SHA-256 of all weights, and statistics of 16 samples of seed 0
-    (`Source.sample_statistics`).
+    (`sample_statistics`).
 
     Args:
       out: where; nothing may be there.
@@ -101,7 +102,7 @@ def write_converted(out: Path, source: Source, report: Report, names_known: bool
         "layout": report.layout,
         "sha256": dict(report.files),
         "notices": list(report.notes),
-        "fingerprint": {"sha256": described["fingerprint"]} | source.sample_statistics(),
+        "fingerprint": {"sha256": described["fingerprint"]} | sample_statistics(source),
     }
     texts = {
         DESCRIPTION: _json(content),
@@ -143,7 +144,7 @@ def read_converted(folder: str | Path, check: bool = False) -> Source:
 
 def check_samples(file: Path, fingerprint: Mapping[str, Any], source: Source) -> None:
     """Raises `UserError` where the source's samples of seed 0 are not those that the fingerprint describes."""
-    now = source.sample_statistics()
+    now = sample_statistics(source)
     for name in ("mean", "std", "image_means"):
         before, difference = np.asarray(fingerprint[name]), np.asarray(now[name])
         if before.shape != difference.shape or not np.abs(before - difference).max() <= TOLERANCE:

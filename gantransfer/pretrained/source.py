@@ -30,7 +30,6 @@ from gantransfer.models.family import Latent, Networks
 Variables = Mapping[str, Any]  # collections of a network: params, batch_stats, spectral, constants
 ClassName = str | int | np.integer
 LARGEST_BATCH = 64
-FINGERPRINT_PIXELS = 2**16
 
 
 @dataclass(frozen=True)
@@ -214,24 +213,6 @@ class Source:
             trees["discriminator"] = self.discriminator
         return fingerprint(trees)
 
-    def sample_statistics(self) -> dict[str, Any]:
-        """Returns mean, deviation and per-image means (of bytes / 255) of 16 samples of seed 0.
-
-        Two machines that hold the same weights agree on these to about 1e-3; a wrong layout or constant does not.
-        """
-        # Few at a time, so that a machine that can hold a large network can also make its fingerprint.
-        rows = max(1, min(16, FINGERPRINT_PIXELS // self.networks.resolution**2))
-        z, labels = latents(16, self.networks.z_dim, 0, latent=self.networks.latent), self._cycle(16)
-        parts = [self.generate(z[i : i + rows], labels[i : i + rows]) for i in range(0, 16, rows)]
-        images = to_uint8(np.concatenate(parts)) / 255.0
-        return {
-            "samples": 16,
-            "seed": 0,
-            "mean": round(float(images.mean()), 6),
-            "std": round(float(images.std()), 6),
-            "image_means": [round(float(mean), 6) for mean in images.mean(axis=(1, 2, 3))],
-        }
-
     def _cycle(self, n: int) -> np.ndarray:
         return (np.arange(n) % self.info.num_classes).astype(np.int32)
 
@@ -392,7 +373,7 @@ def fingerprint(trees: Mapping[str, Variables]) -> str:
         leaf = np.ascontiguousarray(leaf).reshape(np.shape(leaf))
         little = leaf.astype(leaf.dtype.newbyteorder("<"), copy=False)
         digest.update(f"{path} {list(leaf.shape)} {leaf.dtype.name}\n".encode())
-        digest.update(little.tobytes())
+        digest.update(little.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -448,10 +429,13 @@ def in_batches(function: Any, *arrays: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _pictures(generator: nn.Module, truncation: float | None, variables: Variables, z: Array, c: Array) -> Array:
+def images_of(generator: nn.Module, truncation: float | None, variables: Variables, z: Array, c: Array) -> Array:
+    """Images `(n, h, w, channels)`, float32, in evaluation mode: what is compiled for `Source.generate`."""
     given = {} if truncation is None else {"truncation": truncation}
     return generator.apply(variables, z, c, **given).images.astype(jnp.float32)
+
+
+_pictures = jax.jit(images_of, static_argnums=(0, 1))
 
 
 @partial(jax.jit, static_argnums=0)

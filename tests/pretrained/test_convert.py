@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import resource
 import shutil
 
@@ -343,3 +344,12 @@ def test_a_source_without_names_keeps_null(write, tmp_path):
     source = load(tmp_path / "out")
     assert source.info.class_names == ("class 0", "class 1", "class 2")
     assert source.generator is source.ema and source.discriminator is None
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs a system that lists a process's mappings")
+def test_nothing_of_the_file_stays_in_memory(write):
+    folder = write()
+    source, _ = open_checkpoint(folder)
+    with open("/proc/self/maps") as maps:
+        assert not [line for line in maps if str(folder) in line]
+    assert source.discriminator is not None
