@@ -1,13 +1,22 @@
-"""Frozen feature networks for metrics, and where their published weights are."""
+"""Frozen feature networks for metrics and discriminators, and where their published weights are."""
 
+import importlib
 import json
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Shaped
 
-from gantransfer.errors import one_of
+from gantransfer.errors import UserError, one_of
+
+if TYPE_CHECKING:
+    from gantransfer.features.network import Architecture
+
+# Files of this folder that declare networks: each has `ARCHITECTURES`.
+FILES = ("resnet",)
+RANDOM = "random:"
 
 
 @runtime_checkable
@@ -16,17 +25,27 @@ class FeatureNetwork(Protocol):
 
     Attributes:
       name: what records call it.
-      sha256: of its weights file.
-      info: where the weights are from and what they were measured to do.
+      outputs: names of its outputs.
+      stages: names of intermediate stages that can be asked for.
+      sha256: of its weights.
+      info: where the weights are from, their licence, how images are prepared.
     """
 
     name: str
+    outputs: tuple[str, ...]
+    stages: tuple[str, ...]
     sha256: str
     info: Mapping[str, Any]
 
-    def __call__(self, images: UInt8[np.ndarray, "n h w c"]) -> dict[str, Float[np.ndarray, "n _"]]:
-        """Returns `features` `(n, d)` and, where the network classifies, `logits` `(n, k)`, float32."""
+    def __call__(self, images: Shaped[np.ndarray, "n h w c"], want: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+        """Returns the outputs or stages asked for; with none, all outputs and `features`, `(n, ...)` float32."""
         ...
+
+
+def architectures() -> "dict[str, Architecture]":
+    """Every published architecture by name."""
+    found = (importlib.import_module(f"{__name__}.{file}").ARCHITECTURES for file in FILES)
+    return {architecture.name: architecture for part in found for architecture in part}
 
 
 def available() -> dict[str, str]:
@@ -41,16 +60,48 @@ def available() -> dict[str, str]:
             f"{classes} classes of {size}x{size} grey images, {small_cnn.FEATURES} features, "
             f"right on {100 * record['test_accuracy']:.1f} % of {record['test_images']} images it was not trained on"
         )
-    return lines
+    return lines | {name: architecture.described for name, architecture in architectures().items()}
 
 
-def load(name: str) -> FeatureNetwork:
-    """Returns a feature network by name.
+def load(
+    name: str,
+    weights: str | Path | Mapping[str, Any] | None = None,
+    pipeline: str | None = None,
+    **settings: Any,
+) -> FeatureNetwork:
+    """Returns a feature network.
+
+    Args:
+      name: one of `gantransfer list features`; with `random:` before it for random weights.
+      weights: a published file in any format, or its state dict as arrays by published key. None looks for the file in
+        the folder that `$GANTRANSFER_FEATURES` names, then among the downloads that are kept, then downloads it.
+      pipeline: resize images as `legacy_tensorflow`, `legacy_pytorch`, `clean` or `friendly`; None takes the network's
+        own rule.
+      **settings: `fold`, `precision`, `dtype`, `batch` of `network.Settings`; `seed` of random weights.
 
     Raises:
-      UserError: for an unknown name, with the names there are.
+      UserError: for an unknown name, with the names there are; weights that are not the network's, or cannot be found.
     """
     from gantransfer.features import small_cnn
 
-    loaders = {shipped: small_cnn.load for shipped in small_cnn.SHIPPED}
-    return loaders[one_of("feature network", name, loaders)](name)
+    if name in small_cnn.SHIPPED:
+        if weights is not None or pipeline is not None or settings:
+            raise UserError(
+                f"feature network {name}", weights or pipeline or settings, "no weights and no settings: it ships"
+            )
+        return small_cnn.load(name)
+    from gantransfer.features import network
+
+    known = architectures()
+    seed = int(settings.pop("seed", 0))
+    one_of("setting of a feature network", next(iter(settings), "fold"), ("fold", "precision", "dtype", "batch"))
+    chosen = network.Settings(pipeline=pipeline, **settings)
+    if name.startswith(RANDOM):
+        plain = name.removeprefix(RANDOM)
+        if weights is not None:
+            raise UserError(
+                f"weights of {name}", weights, f"none: they are random; features.load({plain!r}) takes them"
+            )
+        return network.load(known[one_of("feature network", plain, known)], None, chosen, seed)
+    one_of("feature network", name, (*known, *small_cnn.SHIPPED))
+    return network.load(known[name], weights, chosen)

@@ -58,10 +58,15 @@ class SmallCNN:
 
     Attributes:
       name: the shipped name, or the file's stem.
+      outputs: `features` and `logits`.
+      stages: none.
       sha256: of the weights file, as `sha256sum` prints it.
       info: the record beside the weights: classes, test accuracy, training config, seed, versions.
       classes: names of the classes, in the order of the logits.
     """
+
+    outputs = ("features", "logits")
+    stages: tuple[str, ...] = ()
 
     def __init__(self, name: str, params: Mapping[str, Any], sha256: str, info: Mapping[str, Any], batch: int = 256):
         self.name, self.sha256, self.info, self.batch = name, sha256, info, batch
@@ -70,12 +75,18 @@ class SmallCNN:
         network = CharacterClassifier(len(self.classes))
         self._apply = jax.jit(lambda params, images: network.apply({"params": params}, to_unit(images)))
 
-    def __call__(self, images: UInt8[np.ndarray, "n h w c"]) -> dict[str, Float[np.ndarray, "n _"]]:
+    def __call__(
+        self, images: UInt8[np.ndarray, "n h w c"], want: tuple[str, ...] = ()
+    ) -> dict[str, Float[np.ndarray, "n _"]]:
         """Returns `features` `(n, 48)` and `logits` `(n, k)`, float32, for uint8 images `(n, 16, 16, 1)`.
 
+        `want` names one of them, or both; none takes both.
+
         Raises:
-          UserError: if the images are not 16x16 with one channel.
+          UserError: if the images are not 16x16 with one channel, or a name is unknown.
         """
+        for name in want:
+            one_of("want", name, self.outputs)
         if images.shape[1:] != (RESOLUTION, RESOLUTION, 1):
             shape = "x".join(map(str, images.shape[1:]))
             raise UserError(f"images for {self.name}", shape, f"{RESOLUTION}x{RESOLUTION}x1, uint8")
@@ -85,7 +96,8 @@ class SmallCNN:
             f, s = self._apply(self._params, padded)
             count = part.stop - part.start
             features[part], logits[part] = np.asarray(f)[:count], np.asarray(s)[:count]
-        return {"features": features, "logits": logits}
+        found = {"features": features, "logits": logits}
+        return {name: found[name] for name in want or self.outputs}
 
 
 def load(name_or_path: str | Path) -> SmallCNN:
