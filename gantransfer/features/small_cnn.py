@@ -63,6 +63,7 @@ class SmallCNN:
       sha256: of the weights file, as `sha256sum` prints it.
       info: the record beside the weights: classes, test accuracy, training config, seed, versions.
       classes: names of the classes, in the order of the logits.
+      params: tree of parameters, the first argument of `forward`.
     """
 
     outputs = ("features", "logits")
@@ -71,9 +72,18 @@ class SmallCNN:
     def __init__(self, name: str, params: Mapping[str, Any], sha256: str, info: Mapping[str, Any], batch: int = 256):
         self.name, self.sha256, self.info, self.batch = name, sha256, info, batch
         self.classes: tuple[str, ...] = tuple(info["classes"])
-        self._params = params
-        network = CharacterClassifier(len(self.classes))
-        self._apply = jax.jit(lambda params, images: network.apply({"params": params}, to_unit(images)))
+        self.params = params
+        self._network = CharacterClassifier(len(self.classes))
+        self._compiled = jax.jit(self.forward)
+
+    def forward(
+        self, params: Mapping[str, Any], images: UInt8[Array, "n h w c"], want: tuple[str, ...] = ()
+    ) -> dict[str, Float[Array, "n _"]]:
+        """The same as a call, for use inside programs: a pure function of parameters and uint8 images."""
+        self._check(images.shape[1:], want)
+        features, logits = self._network.apply({"params": params}, to_unit(images))
+        found = {"features": features, "logits": logits}
+        return {name: found[name] for name in want or self.outputs}
 
     def __call__(
         self, images: UInt8[np.ndarray, "n h w c"], want: tuple[str, ...] = ()
@@ -85,19 +95,21 @@ class SmallCNN:
         Raises:
           UserError: if the images are not 16x16 with one channel, or a name is unknown.
         """
-        for name in want:
-            one_of("want", name, self.outputs)
-        if images.shape[1:] != (RESOLUTION, RESOLUTION, 1):
-            shape = "x".join(map(str, images.shape[1:]))
-            raise UserError(f"images for {self.name}", shape, f"{RESOLUTION}x{RESOLUTION}x1, uint8")
+        self._check(images.shape[1:], want)
         features = np.empty((len(images), FEATURES), np.float32)
         logits = np.empty((len(images), len(self.classes)), np.float32)
         for part, padded in _padded_batches(images, self.batch):
-            f, s = self._apply(self._params, padded)
-            count = part.stop - part.start
-            features[part], logits[part] = np.asarray(f)[:count], np.asarray(s)[:count]
+            batch, count = self._compiled(self.params, padded), part.stop - part.start
+            features[part], logits[part] = (np.asarray(batch[name])[:count] for name in self.outputs)
         found = {"features": features, "logits": logits}
         return {name: found[name] for name in want or self.outputs}
+
+    def _check(self, shape: tuple[int, ...], want: tuple[str, ...]) -> None:
+        for name in want:
+            one_of("want", name, self.outputs)
+        if shape != (RESOLUTION, RESOLUTION, 1):
+            told = "x".join(map(str, shape))
+            raise UserError(f"images for {self.name}", told, f"{RESOLUTION}x{RESOLUTION}x1, uint8")
 
 
 def load(name_or_path: str | Path) -> SmallCNN:

@@ -87,7 +87,7 @@ def test_saving_keeps_the_values_of_transposed_arrays(tmp_path, digits_cnn):
     path = tmp_path / "copy.safetensors"
     params = {
         layer: {name: np.asfortranarray(leaf) for name, leaf in leaves.items()}
-        for layer, leaves in digits_cnn._params.items()
+        for layer, leaves in digits_cnn.params.items()
     }
     small_cnn.save(path, params, digits_cnn.info)
     np.testing.assert_array_equal(small_cnn.load(path)(images)["logits"], digits_cnn(images)["logits"])
