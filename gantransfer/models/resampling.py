@@ -213,16 +213,13 @@ def resample(
 def _depthwise(x, taps, up, down, pads):
     channels = x.shape[-1]
     kernel = jnp.asarray(taps.matrix(), x.dtype)[:, :, None, None].repeat(channels, 3)
-    # Dilation puts no zeros behind the last sample.
-    wide = [(before, after + factor - 1) for (before, after), factor in zip(pads, up, strict=True)]
+    # Zeros are put in before, with those behind the last sample that dilation does not have. Were they an argument of
+    # the convolution, its derivative would crop by negative padding, which jaxlib 0.10.2 gets wrong on a CPU where
+    # there is a group for each channel.
+    stuffed = [(before, after + factor - 1, factor - 1) for (before, after), factor in zip(pads, up, strict=True)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *stuffed, (0, 0, 0)))
     return lax.conv_general_dilated(
-        x,
-        kernel,
-        down,
-        wide,
-        lhs_dilation=up,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=channels,
+        x, kernel, down, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=channels
     )
 
 

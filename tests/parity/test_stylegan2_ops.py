@@ -162,9 +162,8 @@ def in_groups(operate, count):
     return grouped
 
 
-# Second derivatives of the plain form of all cases take minutes to compile; tests/models/test_resampling.py holds the
-# two forms equal on some.
-@pytest.mark.parametrize("form", ["rewritten"])
+# The plain form takes a minute more to compile; tests/models/test_resampling.py holds both forms equal on some cases.
+@pytest.mark.parametrize("form", ["rewritten", pytest.param("plain", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("part", range(3))
 def test_convolution_with_resampling_matches_to_second_order(folder, form, part):
     text, stored = described(folder / "conv2d_resample.json"), load_arrays(folder / "conv2d_resample.npz")
