@@ -65,6 +65,14 @@ LAYOUTS: dict[int, Layout] = {
 }
 
 
+# StudioGAN's big_resnet (Kang, Shim, Park 2021, arXiv:2111.01118) where it differs. There attention is named by the
+# block that it follows; a size here stands for the blocks that make it.
+STUDIOGAN_LAYOUTS: dict[int, Layout] = LAYOUTS | {
+    32: Layout((4, 4, 4, 4), (2, 2, 2, 2), 2, (16, 8, 8, 8)),
+    64: Layout((16, 8, 4, 2, 1), (1, 2, 4, 8, 16), 4, (32, 16, 8, 4, 4)),
+}
+
+
 class GeneratorBlock(nn.Module):
     """A residual block that doubles the size; its shortcut has a convolution even where the width stays."""
 
@@ -141,6 +149,8 @@ class DiscriminatorBlock(nn.Module):
       hidden: channels between the two convolutions.
       first: whether it sees the image, which is not rectified and pooled before its shortcut's convolution.
       pool: whether it halves the size.
+      rectified_shortcut: whether the shortcut, too, reads what is rectified.
+      scales: factors on the normalised kernels of the first convolution and of the shortcut's.
     """
 
     features: int
@@ -148,13 +158,18 @@ class DiscriminatorBlock(nn.Module):
     first: bool
     pool: bool
     recipe: Recipe
+    rectified_shortcut: bool = False
+    scales: tuple[float, float] = (1.0, 1.0)
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n h2 w2 o"]:
         def conv(features, size, operation, name):
-            return Conv(features, size, operation, self.recipe, name=name)
+            scale = {"conv1": self.scales[0], "conv_sc": self.scales[1]}.get(name, 1.0)
+            return Conv(features, size, operation, self.recipe, scale=scale, name=name)
 
         r = x if self.first else nn.relu(x)
+        if self.rectified_shortcut:
+            x = r
         r = nn.relu(conv(self.hidden, 3, convolution.conv3x3, "conv1")(r))
         last = convolution.conv3x3_pool if self.pool else convolution.conv3x3
         r = conv(self.features, 3, last, "conv2")(r)
@@ -176,6 +191,8 @@ class Discriminator(nn.Module):
       pooled: how many blocks, from the first, halve the size.
       attention: block numbers that attention follows.
       thin: hidden channels of a block are those it is given (SN-GAN), not those it makes.
+      rectified_shortcut: shortcuts read what is rectified, as where the activation works in place (StudioGAN).
+      image_scales: factors on the two normalised kernels that see the image.
     """
 
     widths: tuple[int, ...]
@@ -188,6 +205,8 @@ class Discriminator(nn.Module):
     projection_std: float
     has_class_head: bool
     class_head_scale: float
+    rectified_shortcut: bool = False
+    image_scales: tuple[float, float] = (1.0, 1.0)
 
     @nn.compact
     def __call__(
@@ -196,7 +215,10 @@ class Discriminator(nn.Module):
         stages = {}
         for i, features in enumerate(self.widths):
             size, hidden = x.shape[1], x.shape[-1] if self.thin else features
-            x = DiscriminatorBlock(features, hidden, i == 0, i < self.pooled, self.recipe, name=f"block_{i}")(x)
+            place, scales = (i == 0, i < self.pooled), self.image_scales if i == 0 else (1.0, 1.0)
+            x = DiscriminatorBlock(
+                features, hidden, *place, self.recipe, self.rectified_shortcut, scales, name=f"block_{i}"
+            )(x)
             if i in self.attention:
                 x = Attention(self.recipe, name=f"attn_{i}")(x)
             stages[f"b{size}"] = x
@@ -264,6 +286,11 @@ OPTIONS: dict[str, Option] = {
         0.5, float, "deviation of fresh conditional gains and biases over 1/sqrt(fan_in); init fan_in only"
     ),
     "projection_std": Option(0.125, float, "deviation of the discriminator's fresh class rows; init fan_in only"),
+    "plan": Option("release", ("release", "studiogan"), "whose widths of blocks: the release's, or StudioGAN's"),
+    "stored_vectors": Option(False, bool, "singular values in evaluation are those of stored vectors, as in StudioGAN"),
+    "rectified_shortcut": Option(False, bool, "the discriminator's shortcuts read what is rectified, as in StudioGAN"),
+    "image_scale_d": Option(1.0, float, "factor on the discriminator's first convolution, after its normalisation"),
+    "shortcut_scale_d": Option(1.0, float, "factor on the shortcut's convolution beside it, after its normalisation"),
     "thin_d": Option(False, bool, "hidden width of discriminator blocks is their input's (SN-GAN)"),
     "class_head": Option(False, bool, "a class head on the discriminator"),
     "class_head_scale": Option(1.0, float, "factor on what the class head reads"),
@@ -281,7 +308,7 @@ _MAY_BE_ZERO = ("width_d", "shared_dim")
 def build(**options: Any) -> Networks:
     """Makes both networks; see `OPTIONS` for the settings and `family.Networks` for what comes back."""
     o = _checked(options)
-    layout = LAYOUTS[o["resolution"]]
+    layout = (STUDIOGAN_LAYOUTS if o["plan"] == "studiogan" else LAYOUTS)[o["resolution"]]
     generator, z_dim = _generator(o, layout)
     discriminator = _discriminator(o, layout)
     return Networks(
@@ -294,7 +321,8 @@ def build(**options: Any) -> Networks:
         group=lambda role, path: _group(role, path, _sizes(role, o["resolution"], layout)),
         block=lambda role, path: _block(path),
         class_rows={"generator": _generator_rows(generator), "discriminator": judge_rows(o)},
-        joint_pass=o["spectral_d"],
+        # Vectors that are stored move once for each pass, and StudioGAN judges real and generated images in two.
+        joint_pass=o["spectral_d"] and not o["stored_vectors"],
         has_class_head=o["class_head"],
     )
 
@@ -304,6 +332,8 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     o = complete(OPTIONS, options, _MAY_BE_ZERO)
     if o["hierarchical"] and not o["shared"]:
         raise UserError("model.hierarchical", True, "False where model.shared is False")
+    if o["stored_vectors"] and (o["num_svs_g"], o["num_svs_d"]) != (1, 1):
+        raise UserError("model.stored_vectors", True, "False unless one singular value is followed")
     return o
 
 
@@ -311,7 +341,8 @@ def recipe_of(o: Mapping[str, Any], side: str) -> Recipe:
     """The recipe of one network, "g" or "d", from complete options."""
     spectral = None
     if o[f"spectral_{side}"]:
-        spectral = SpectralNorm(o[f"num_svs_{side}"], o[f"power_iterations_{side}"], o["spectral_eps"])
+        stored = o.get("stored_vectors", False)
+        spectral = SpectralNorm(o[f"num_svs_{side}"], o[f"power_iterations_{side}"], o["spectral_eps"], stored)
     return Recipe(spectral, o["init"], o["dtype"], o["convolution"])
 
 
@@ -351,6 +382,8 @@ def _discriminator(o: Mapping[str, Any], layout: Layout) -> Discriminator:
         projection_std=o["projection_std"],
         has_class_head=o["class_head"],
         class_head_scale=o["class_head_scale"],
+        rectified_shortcut=o["rectified_shortcut"],
+        image_scales=(o["image_scale_d"], o["shortcut_scale_d"]),
     )
 
 

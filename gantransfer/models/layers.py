@@ -252,6 +252,7 @@ class Conv(nn.Module):
     Attributes:
       features: number of outputs.
       size: side of the kernel.
+      scale: factor on the kernel, after any normalisation.
     """
 
     features: int
@@ -259,11 +260,14 @@ class Conv(nn.Module):
     operation: Callable[..., Array]
     recipe: Recipe
     use_bias: bool = True
+    scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n h2 w2 o"]:
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = effective_weight(self, self.param("kernel", self.recipe.kernel_init(), shape), self.recipe.spectral)
+        if self.scale != 1.0:
+            kernel = self.scale * kernel
         dtype = self.recipe.dtype
         out = self.operation(x.astype(dtype), kernel.astype(dtype), self.recipe.form)
         if self.use_bias:

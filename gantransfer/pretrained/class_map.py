@@ -20,6 +20,7 @@ from jaxtyping import Array
 from gantransfer.errors import UserError
 from gantransfer.models.family import ClassRows
 from gantransfer.pretrained.source import ClassName, Source, Variables, check_images, find_class, in_batches
+from gantransfer.pretrained.spectral_vectors import used_sigma
 
 FIELD = "transfer.classes"
 POLICIES: dict[str, str] = {
@@ -188,7 +189,10 @@ def _projection_rows(source: Source, policy: str) -> np.ndarray:
         )
     flat = flatten_dict(dict(source.discriminator), sep="/")
     table = by_class(flat, rows)
-    return table * float(flat["constants/projection_scale"]) / used_sigma(flat, rows) if rows.spectral else table
+    if not rows.spectral:
+        return table
+    layer = rows.path.rpartition("/")[0]
+    return table * float(flat["constants/projection_scale"]) / used_sigma(flat, layer, by_class(flat, rows))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -206,11 +210,3 @@ def _probabilities(discriminator: nn.Module, variables: Variables, x: Array) -> 
 def by_class(flat: Mapping[str, Any], rows: ClassRows) -> np.ndarray:
     """A leaf with its classes first, float64."""
     return np.moveaxis(np.asarray(flat[f"params/{rows.path}"], np.float64), rows.axis, 0)
-
-
-def used_sigma(flat: Mapping[str, Any], rows: ClassRows) -> float:
-    """Returns the singular value that an evaluation divides a table by: one power iteration from the stored vector."""
-    u = np.asarray(flat[f"spectral/{rows.path.rpartition('/')[0]}/u"], np.float64)[0]
-    table = by_class(flat, rows).reshape(len(u), -1)
-    v = u @ table
-    return float(np.linalg.norm(table @ (v / np.linalg.norm(v))))

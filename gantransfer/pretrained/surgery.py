@@ -30,7 +30,6 @@ from gantransfer.pretrained.class_map import (
     by_class,
     parse_class_map,
     resolve,
-    used_sigma,
 )
 from gantransfer.pretrained.source import (
     Source,
@@ -41,8 +40,9 @@ from gantransfer.pretrained.source import (
     variable_shapes,
     with_info,
 )
+from gantransfer.pretrained.spectral_vectors import exact_leaves, used_sigma
 from gantransfer.pretrained.surgery_condition import add_classes, is_conditional, merge_classes
-from gantransfer.pretrained.surgery_rebuild import exact_singular, row_scale
+from gantransfer.pretrained.surgery_rebuild import row_scale
 from gantransfer.pretrained.surgery_report import Status, SurgeryReport
 
 __all__ = [
@@ -222,10 +222,11 @@ def _transplant(
         fates[leaf] = fate
         if not rows.spectral:
             continue
-        vectors, values = exact_singular(by_class(changed, rows), len(flat[f"spectral/{layer}/sigma"]))
-        changed |= {f"spectral/{layer}/u": vectors, f"spectral/{layer}/sigma": values}
-        fates |= {f"spectral/{layer}/u": fate, f"spectral/{layer}/sigma": fate}
-        before, after = sigmas[rows.path] = used_sigma(flat, rows), float(values[0])
+        vectors, after = exact_leaves(flat, layer, by_class(changed, rows))
+        changed |= vectors
+        fates |= dict.fromkeys(vectors, fate)
+        before = used_sigma(flat, layer, by_class(flat, rows))
+        sigmas[rows.path] = before, after
         if plan.compensate and plan.networks.group(plan.role, rows.path) == "projection":
             changed[SCALE] = np.float32(float(flat[SCALE]) * after / before)
             fates[SCALE] = "reshaped"

@@ -92,16 +92,3 @@ def _fate(path: str, before: Leaves, moved: Leaves) -> Status:
     if path not in before or path not in moved:
         return "fresh"
     return "kept" if moved[path] is before[path] else "reshaped"
-
-
-def exact_singular(table: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Left singular vectors `(count, rows)` and values `(count,)`, largest first; zeros beyond the table's rank.
-
-    A vector is fixed up to its sign: the entry of largest size is made positive.
-    """
-    left, values, _ = np.linalg.svd(table.reshape(len(table), -1), full_matrices=False)
-    left = left * np.sign(left[np.abs(left).argmax(axis=0), np.arange(left.shape[1])])
-    vectors, padded = np.zeros((count, len(table)), np.float32), np.zeros(count, np.float32)
-    kept = min(count, len(values))
-    vectors[:kept], padded[:kept] = left.T[:kept], values[:kept]
-    return vectors, padded

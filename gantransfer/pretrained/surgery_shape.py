@@ -6,8 +6,7 @@ among the colours. An output after a tanh is equal before it only.
 
 A layer under spectral normalisation has the size that its normalisation gives it, whatever its raw weights are. In a
 generator, whose last layer follows a batch norm and a rectifier, the lost factor goes into the batch norm's scale and
-bias; in a discriminator it has nowhere to go, so that its first layers see images at another scale, which the report
-says.
+bias; in a discriminator it becomes an option of the architecture, a factor on each of the two layers that see images.
 
 Resolution, StyleGAN2 only: a block above the highest starts with layers of random weights whose colours are zero, so
 that pictures are those of the source, upsampled; the discriminator's is random. Without its highest block a generator
@@ -27,7 +26,8 @@ from jaxtyping import Array
 from gantransfer.errors import UserError
 from gantransfer.models import resampling
 from gantransfer.pretrained.source import Source, Variables, check_images, in_batches
-from gantransfer.pretrained.surgery_rebuild import Leaves, Rewrite, exact_singular, rebuild, row_scale
+from gantransfer.pretrained.spectral_vectors import exact_leaves, used_sigma
+from gantransfer.pretrained.surgery_rebuild import Leaves, Rewrite, rebuild, row_scale
 from gantransfer.pretrained.surgery_report import SurgeryReport
 
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -55,13 +55,11 @@ def change_channels(source: Source, channels: int, seed: int = 0) -> tuple[Sourc
         judged = "grey images are judged as the source judges them in colour"
         if channels == 3:
             judged = "grey images in every channel are judged as the source judges them"
-        if any(path.startswith("spectral/block_0/") for path in _flat(source.discriminator)):
-            judged = "the first layers see images at another scale, because spectral normalisation fixes their size"
-        laws.append(f"discriminator: {judged}" + (", within 1e-5" if "judged as" in judged else ""))
+        laws.append(f"discriminator: {judged}, within 1e-5")
     return rebuild(
         source,
         f"{source.info.channels} to {channels} channels",
-        dict(source.info.options) | {"channels": channels},
+        dict(source.info.options) | {"channels": channels} | _lost_factors(source, channels),
         source.info.class_names,
         {"generator": _outputs(channels), "discriminator": _inputs(channels, family)},
         tuple(laws),
@@ -133,10 +131,10 @@ def _outputs(channels: int) -> Rewrite:
             made[path] = combine(leaf)
             if not path.endswith("/kernel") or f"spectral/{layer}/u" not in flat:
                 continue
-            made[path] = combine(leaf / _used_sigma(flat, layer, leaf))
-            made |= _singular(flat, layer, made[path])
+            made[path] = combine(leaf / used_sigma(flat, layer, _outputs_first(leaf)))
             # relu(s x) = s relu(x) for s > 0: what the normalisation divides by, the batch norm before multiplies by.
-            lost = float(made[f"spectral/{layer}/sigma"][0])
+            vectors, lost = exact_leaves(flat, layer, _outputs_first(made[path]))
+            made |= vectors
             made |= {f"params/out_bn/{p}": np.asarray(flat[f"params/out_bn/{p}"]) * lost for p in ("gain", "bias")}
         return made
 
@@ -150,11 +148,9 @@ def _inputs(channels: int, family: str) -> Rewrite:
         made: dict[str, np.ndarray] = {}
         for path in _changing(flat, shapes, -2):
             leaf, layer = np.asarray(flat[path], np.float64), path.rpartition("/")[0].partition("/")[2]
-            before = leaf.shape[-2]
-            one = leaf.sum(axis=-2, keepdims=True) if channels == 1 else np.repeat(leaf / 3, 3, axis=-2)
-            made[path] = one * row_scale(family, before, channels)
+            made[path] = _read_as(leaf, channels) * row_scale(family, leaf.shape[-2], channels)
             if f"spectral/{layer}/u" in flat:
-                made |= _singular(flat, layer, made[path])
+                made |= exact_leaves(flat, layer, _outputs_first(made[path]))[0]
         return made
 
     return rewrite
@@ -171,16 +167,27 @@ def _changing(flat: Leaves, shapes: Leaves, axis: int) -> list[str]:
     ]
 
 
-def _used_sigma(flat: Leaves, layer: str, kernel: np.ndarray) -> float:
-    """What an evaluation divides a kernel by: one power iteration from the stored vector."""
-    rows, u = kernel.reshape(-1, kernel.shape[-1]), np.asarray(flat[f"spectral/{layer}/u"], np.float64)[0]
-    v = rows @ u
-    return float(np.linalg.norm(v / np.linalg.norm(v) @ rows))
+def _read_as(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """A kernel that reads so many colours, and makes of equal colours what the given one makes of them."""
+    return kernel.sum(axis=-2, keepdims=True) if channels == 1 else np.repeat(kernel / 3, 3, axis=-2)
 
 
-def _singular(flat: Leaves, layer: str, kernel: np.ndarray) -> dict[str, np.ndarray]:
-    vectors, values = exact_singular(kernel.reshape(-1, kernel.shape[-1]).T, len(flat[f"spectral/{layer}/sigma"]))
-    return {f"spectral/{layer}/u": vectors, f"spectral/{layer}/sigma": values}
+def _lost_factors(source: Source, channels: int) -> dict[str, float]:
+    """Factors by which spectral normalisation would change what a discriminator's first layers make, as options."""
+    flat = {} if source.discriminator is None else _flat(source.discriminator)
+    factors = {}
+    for name, option in (("conv1", "image_scale_d"), ("conv_sc", "shortcut_scale_d")):
+        layer = f"block_0/{name}"
+        if f"spectral/{layer}/u" in flat:
+            kernel = np.asarray(flat[f"params/{layer}/kernel"], np.float64)
+            _, after = exact_leaves(flat, layer, _outputs_first(_read_as(kernel, channels)))
+            before = used_sigma(flat, layer, _outputs_first(kernel))
+            factors[option] = source.info.options[option] * after / before
+    return factors
+
+
+def _outputs_first(kernel: np.ndarray) -> np.ndarray:
+    return kernel.reshape(-1, kernel.shape[-1]).T
 
 
 # Resolution.

@@ -33,6 +33,12 @@ def invent(shapes, seed):
         elif path.endswith(("/bias", "/mean")):
             values *= 0.1
         flat[path] = np.asarray(values, leaf.dtype)
+    for layer in [path.split("/", 1)[1][:-2] for path in flat if path.startswith("spectral/") and path.endswith("/v")]:
+        # Stored vectors belong to their weights: of invented ones the singular value could be anything.
+        table = flat.get(f"params/{layer}/kernel")
+        rows = flat[f"params/{layer}/embedding"].T if table is None else table.reshape(-1, table.shape[-1])
+        left, _, right = np.linalg.svd(rows, full_matrices=False)
+        flat |= {f"spectral/{layer}/v": left[:, 0], f"spectral/{layer}/u": right[0]}
     return unflatten_dict(flat, sep="/")
 
 

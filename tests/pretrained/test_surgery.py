@@ -182,6 +182,17 @@ def test_equal_rows_have_norm_one_over_root_n_and_judge_all_labels_alike(settled
     assert all((row == logits[0]).all() for row in logits)
 
 
+def test_a_table_with_stored_vectors_keeps_what_it_says_of_each_class(tiny, images):
+    source = tiny.make_source(spectral=True, stored_vectors=True)
+    target, report = change_classes(source, FOUR, policy="list", class_map=dict.fromkeys(FOUR, "banana"))
+    flat = tiny.leaves(target.discriminator)
+    u, v = flat["spectral/embed/u"], flat["spectral/embed/v"]
+    table = flat["params/embed/embedding"]
+    np.testing.assert_allclose(u @ table @ v, np.linalg.svd(table)[1][0], rtol=1e-5)
+    np.testing.assert_allclose(target.judge(images, [0, 1, 2, 3]), source.judge(images, [1] * 4), rtol=1e-4, atol=1e-5)
+    assert report.leaves["discriminator/spectral/embed/v"] == "reshaped"
+
+
 def test_singular_vectors_are_exact(spectral_source, tiny):
     target, report = change_classes(
         spectral_source, FOUR, policy="list", class_map=dict(zip(FOUR, (0, 1, 2, 0), strict=True))

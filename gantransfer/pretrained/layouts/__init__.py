@@ -17,6 +17,7 @@ FILES: tuple[str, ...] = (
     "dcgan",
     "dcgan_releases",
     "fastgan",
+    "studiogan",
     "stylegan2",
     "wgangp_resnet",
 )

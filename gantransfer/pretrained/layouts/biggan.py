@@ -27,7 +27,7 @@ from gantransfer.pretrained.layouts.layout import (
 
 COUNTER = "*.accumulation_counter"
 # Gain and bias tables of the first linear layer run over (channels, 4, 4) there and over (4, 4, channels) here.
-_SPATIAL_FIRST = Change(
+SPATIAL_FIRST = Change(
     "reshaped and transposed",
     lambda a: np.moveaxis(a.reshape(-1, 4, 4, *a.shape[1:]), 0, 2).reshape(a.shape),
     lambda a: np.moveaxis(a.reshape(4, 4, -1, *a.shape[1:]), 2, 0).reshape(a.shape),
@@ -52,7 +52,7 @@ def module_leaves(
       spatial: whether its outputs run over channels and positions.
       values: whether the file keeps singular values.
     """
-    place = _SPATIAL_FIRST if spatial else SAME
+    place = SPATIAL_FIRST if spatial else SAME
     change = {"conv": KERNEL, "linear": MATRIX, "table": SAME}[kind]
     leaves = [
         Leaf(f"{theirs}.weight", f"params/{ours}/{'embedding' if kind == 'table' else 'kernel'}", place.then(change))

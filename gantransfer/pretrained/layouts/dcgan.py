@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gantransfer.models.dcgan import spelled_out
 from gantransfer.models.family import Role
 from gantransfer.pretrained.layouts.layout import (
     KERNEL,
@@ -118,7 +119,7 @@ def _torch_discriminator(kernels: list[tuple[int, ...]]) -> Found | None:
 
 
 def _torch_leaves(role: Role, options: Options) -> tuple[Leaf, ...]:
-    leaves: tuple[Leaf, ...] = ()
+    leaves, options = (), spelled_out(options)
     if role == "generator":
         widths, steps = widths_of(options, "widths_g"), options["steps_g"].split("_")
         for i, name in enumerate(["linear", *(f"block_{i}/conv" for i in range(len(steps) - 1)), "out_conv"]):

@@ -14,7 +14,6 @@ from gantransfer.models.fastgan_discriminator import DECODER
 from gantransfer.pretrained.layouts.layout import (
     KERNEL,
     MATRIX,
-    SAME,
     Change,
     Found,
     Layout,
@@ -22,7 +21,7 @@ from gantransfer.pretrained.layouts.layout import (
     Options,
     Shapes,
     State,
-    reshaped,
+    input_vector,
     transposed,
 )
 
@@ -33,21 +32,12 @@ DROPPED = (("*num_batches_tracked", "a count of batches that nothing reads"),)
 UNUSED = "a part for 256 px, which a network for 128 px has and never runs"
 
 
-def _inputs(channels: int, side: int) -> Change:
-    """A vector over the inputs of a kernel: channels, rows, columns of PyTorch to rows, columns, channels."""
-    if side == 1:
-        return SAME
-    count = channels * side**2
-    split = reshaped((count,), (channels, side, side)).then(transposed(1, 2, 0))
-    return split.then(reshaped((side, side, channels), (count,)))
-
-
 def _spectral(theirs: str, ours: str, change: Change, channels: int, side: int) -> tuple[Leaf, ...]:
     """A kernel with both vectors of its singular value."""
     return (
         Leaf(f"{theirs}.weight_orig", f"params/{ours}/kernel", change),
         Leaf(f"{theirs}.weight_u", f"spectral/{ours}/u"),
-        Leaf(f"{theirs}.weight_v", f"spectral/{ours}/v", _inputs(channels, side)),
+        Leaf(f"{theirs}.weight_v", f"spectral/{ours}/v", input_vector(channels, side)),
     )
 
 

@@ -62,6 +62,15 @@ KERNEL = transposed(2, 3, 1, 0)
 MATRIX = transposed(1, 0)
 
 
+def input_vector(channels: int, side: int) -> Change:
+    """A vector over the inputs of a kernel: channels, rows, columns of PyTorch to rows, columns, channels."""
+    if side == 1:
+        return SAME
+    count = channels * side**2
+    split = reshaped((count,), (channels, side, side)).then(transposed(1, 2, 0))
+    return split.then(reshaped((side, side, channels), (count,)))
+
+
 @dataclass(frozen=True)
 class Leaf:
     """One correspondence.
