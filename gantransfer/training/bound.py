@@ -24,7 +24,7 @@ def call(
     """Runs a network with its statistics; returns its output and the moving statistics after the pass."""
     variables = {
         "params": params,
-        **{name: merge(frozen_stats.get(name, {}), stats.get(name, {})) for name in {*frozen_stats, *stats}},
+        **{name: merge(frozen_stats.get(name, {}), stats.get(name, {})) for name in sorted({*frozen_stats, *stats})},
     }
     moving = [name for name, tree in stats.items() if tree]
     if not moving:

@@ -330,7 +330,7 @@ def make_held(
         folded[role] = jax.jit(lambda tree, chosen=chosen: normalised(tree, chosen, eps))(frozen[role])
     table = rate_table(config)
     rates = {
-        role: {name: jnp.float32(table[role][name]) for name in {*recipe.rate_groups[role].values(), "weights"}}
+        role: {name: jnp.float32(table[role][name]) for name in sorted({*recipe.rate_groups[role].values(), "weights"})}
         for role in ROLES
     }
     labels = jnp.asarray(images.labels, jnp.int32)
