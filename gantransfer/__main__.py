@@ -9,6 +9,7 @@ import errno
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from gantransfer import __version__
@@ -20,6 +21,7 @@ EXAMPLES = """examples:
   gantransfer finetune --config configs/quickstart.py --config.optimizer.lr_g=1e-3 --workdir runs/a --dry_run
   gantransfer sample --source runs/flowers --seeds 0-15 --classes rose,tulip --truncation 0.8 --output samples.png
   gantransfer evaluate --source runs/flowers --data flowers.zip --features digits_cnn
+  gantransfer evaluate --source samples/ --data flowers.zip --protocol clean
   gantransfer report runs/a runs/b --output compare.html
   gantransfer convert weights/G_ema.pth converted/ --licence MIT
   gantransfer export runs/flowers biggan-pytorch exported/
@@ -101,13 +103,32 @@ def build_parser() -> _Parser:
         "--interpolate", type=int, default=None, metavar="FRAMES", help="walk through the seeds and classes instead"
     )
 
-    evaluate = verbs.add_parser("evaluate", help="measure generated images against real ones", allow_abbrev=False)
-    evaluate.add_argument("--source", required=True, help="catalogue name, run, snapshot or source folder")
+    evaluate = verbs.add_parser(
+        "evaluate", help="measure generated images, or a folder of images, against real ones", allow_abbrev=False
+    )
+    evaluate.add_argument(
+        "--source", required=True, help="catalogue name, run, snapshot or source folder; or images: a folder, a zip"
+    )
     evaluate.add_argument("--data", required=True, help="the reference images")
-    evaluate.add_argument("--features", required=True, help="feature network (gantransfer list features)")
-    evaluate.add_argument("--num_images", type=int, default=2000, help="generated images")
+    evaluate.add_argument("--metrics", default=None, help="comma-separated (docs/metrics.md); default: the protocol's")
+    evaluate.add_argument("--features", default=None, help="one feature network for all (gantransfer list features)")
+    evaluate.add_argument("--protocol", default=None, help="default, studiogan, nvidia, clean, fewshot or quick")
+    evaluate.add_argument("--num_images", type=int, default=None, help="generated images; default: the protocol's")
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the generated images")
     evaluate.add_argument("--truncation", type=float, default=1.0, help="above 0, up to 1")
+    evaluate.add_argument(
+        "--weights", action="append", default=[], metavar="[NAME=]PATH", help="published weights of a feature network"
+    )
+    evaluate.add_argument(
+        "--train", default=None, metavar="DATA", help="what the source was trained on; default: the run's"
+    )
+    evaluate.add_argument("--output", default=None, metavar="FOLDER", help="for pictures; default: the run's folder")
+    evaluate.add_argument("--batch", type=int, default=None, help="images per program call")
+
+    compare = verbs.add_parser("compare", help="put the numbers of two evaluations side by side", allow_abbrev=False)
+    compare.add_argument("a", metavar="A", help="a run, or a file of lines that evaluate printed")
+    compare.add_argument("b", metavar="B", help="another")
+    compare.add_argument("--force", action="store_true", help="also where they were measured by different protocols")
 
     report = verbs.add_parser("report", help="write one HTML page about one or several runs", allow_abbrev=False)
     report.add_argument("runs", nargs="+", help="run folders")
@@ -210,15 +231,24 @@ def run_evaluate(options: argparse.Namespace) -> None:
     """The verb evaluate."""
     from gantransfer import api
 
-    for record in api.evaluate(
-        options.source,
-        options.data,
-        features=options.features,
-        num_images=options.num_images,
-        seed=options.seed,
-        truncation=options.truncation,
-    ):
+    named = ("features", "protocol", "num_images", "seed", "truncation", "weights", "train", "output", "batch")
+    metrics = None if options.metrics is None else [name.strip() for name in options.metrics.split(",")]
+    settings = {name: getattr(options, name) for name in named}
+    for record in api.evaluate(options.source, options.data, metrics=metrics, **settings):
         print(json.dumps(record))
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """The verb compare; 2 where the protocols differ."""
+    from gantransfer.metrics.records import compare, read_records, warnings_of
+
+    rows = compare(read_records(Path(options.a)), read_records(Path(options.b)))
+    for row in rows:
+        print(json.dumps(row))
+    lines = warnings_of(rows)
+    for line in lines:
+        print(f"gantransfer: {line}", file=sys.stderr)
+    return 2 if lines and not options.force else 0
 
 
 def run_report(options: argparse.Namespace) -> None:
@@ -264,8 +294,8 @@ def run_list(options: argparse.Namespace) -> None:
     print(api.listing(options.what, options.pattern, **filters))
 
 
-def dispatch(options: argparse.Namespace, fields: dict[str, str]) -> None:
-    """Runs the verb that was asked for."""
+def dispatch(options: argparse.Namespace, fields: dict[str, str]) -> int | None:
+    """Runs the verb that was asked for; returns an exit code where it is another than 0."""
     if options.verb == "finetune":
         return run_finetune(options, fields)
     if fields:
@@ -273,6 +303,7 @@ def dispatch(options: argparse.Namespace, fields: dict[str, str]) -> None:
     verbs: dict[str, Any] = {
         "sample": run_sample,
         "evaluate": run_evaluate,
+        "compare": run_compare,
         "report": run_report,
         "convert": run_convert,
         "export": run_export,
@@ -297,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         if unknown:
             one_of(options.verb, unknown[0].partition("=")[0], (*parser.verbs[options.verb].flags, "--config.FIELD"))
-        dispatch(options, fields)
+        return dispatch(options, fields) or 0
     except SystemExit as stop:
         return int(stop.code or 0)
     except UserError as error:
@@ -319,7 +350,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"gantransfer: {UserError(str(error.filename), error.strerror, 'a place to write to')}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -22,18 +22,23 @@ from PIL import Image
 
 from gantransfer import config as fields
 from gantransfer import methods
-from gantransfer.data import ImageSet, open_images
+from gantransfer.data import ImageSet
 from gantransfer.errors import UserError, one_of
 from gantransfer.methods.hooks import describe
+from gantransfer.metrics import request
+from gantransfer.metrics.measure import Surroundings
+from gantransfer.metrics.protocols import make_plan
+from gantransfer.metrics.records import append, evaluations
+from gantransfer.metrics.statistics import Reference
 from gantransfer.models import FAMILIES
 from gantransfer.pretrained import catalogue
 from gantransfer.pretrained import export as exporting
 from gantransfer.pretrained.convert import convert
 from gantransfer.pretrained.source import Source, latents, load, to_uint8
-from gantransfer.training import loop
+from gantransfer.training import evaluator, loop
 from gantransfer.training.partition import MODES, get_mode
 from gantransfer.training.records import RunFolder, read_run_json
-from gantransfer.training.request import make_task, open_data, read_config, resumed_task, use_compile_cache
+from gantransfer.training.request import make_task, read_config, resumed_task, use_compile_cache
 
 __all__ = [
     "LISTINGS",
@@ -51,6 +56,8 @@ __all__ = [
 ]
 
 MOST_SEEDS = 100_000
+# Classifiers that ship: with one of them alone an evaluation is the quickstart's.
+QUICKSTART_NETWORKS = ("digits_cnn", "letters_cnn")
 LISTINGS = ("sources", "modes", "methods", "families", "features", "config")
 list_sources = catalogue.list_sources
 
@@ -177,19 +184,19 @@ def finetune(
     if not _has_begun(place):
         # Everything that can be wrong with the request is found before the run's folder is touched.
         task = make_task(resolved, source if isinstance(source, Source) else None, decisions.append)
-        evaluator = loop.make_evaluator(task)
+        measured = evaluator.make_evaluator(task)
     with RunFolder(resolved.workdir) as folder:
         # Asked again under the lock: another process may have begun the run meanwhile.
         if _has_begun(place):
             fixed = {name for name, field in fields.FIELDS.items() if field.fixed} | {"model"}
             folder.compare_config(fields.to_json(resolved), fixed)
             task = resumed_task(resolved, folder)
-            evaluator = loop.make_evaluator(task)
+            measured = evaluator.make_evaluator(task)
         else:
             loop.begin(task, folder)
             for line in decisions:
                 folder.say(line)
-        loop.train(task, folder, evaluator)
+        loop.train(task, folder, measured)
     return Run(place)
 
 
@@ -232,7 +239,7 @@ def dry_run(
     resolved = _resolve(config, settings, source, data, workdir, mode=mode, kimg=kimg, batch=batch, seed=seed)
     lines: list[str] = []
     task = make_task(resolved, source if isinstance(source, Source) else None, lines.append)
-    loop.make_evaluator(task)
+    evaluator.make_evaluator(task)
     return describe_task(task, lines)
 
 
@@ -356,68 +363,77 @@ def parse_seeds(seeds: str | Sequence[int]) -> list[int]:
 
 
 def evaluate(
-    source: str | Path | Run | Source,
+    source: str | Path | Run | Source | ImageSet,
     data: str | Path | ImageSet,
     *,
-    features: str,
-    num_images: int = 2000,
+    metrics: Sequence[str] | None = None,
+    features: str | None = None,
+    protocol: str | None = None,
+    num_images: int | None = None,
     seed: int = 0,
     truncation: float = 1.0,
+    weights: Sequence[str] = (),
+    train: str | Path | ImageSet | None = None,
     train_images: UInt8[np.ndarray, "n h w c"] | None = None,
+    output: str | Path | None = None,
+    batch: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Measures generated images against real ones.
+    """Measures generated images against real ones (docs/metrics.md).
 
     Args:
-      source: what `load` takes, or a run or source.
+      source: what `load` takes, a run or source; or images to be judged: a folder, a zip, a set.
       data: reference images.
-      features: name of a feature network, `gantransfer list features`.
-      num_images: generated images, classes in turn.
+      metrics: by name; None: those of the protocol.
+      features: one feature network for all metrics, `gantransfer list features`; None: those of the protocol.
+      protocol: by name; None: `default`. With `features` alone, a classifier of the source's classes that ships: the
+        quickstart's record.
+      num_images: generated images; None: the protocol's number (the quickstart's: 2,000).
       seed, truncation: of the generated images.
-      train_images: images that the source was trained on, for the memorisation check; None: those of the run, where
-        the source is a run. Where they are not known, memorisation is None and the protocol says so.
+      weights: files of the networks' published weights: `NAME=PATH`, or one PATH for `features`.
+      train: the images that the source was trained on, for the memorisation check; None: those of the run, where the
+        source is a run.
+      train_images: the same as an array, for the quickstart's record.
+      output: a folder for pictures; None: the run's, where the source is a run, else none are written.
+      batch: images per program call.
 
     Returns:
-      One record, `{"metrics": ..., "protocol": ...}`, as in a run's `evaluations`.
+      A record for each number, with everything that it was measured under; a run also gets them as lines of its
+      evaluations. Of the quickstart's measure one record, `{"metrics": ..., "protocol": ...}`.
 
     Raises:
-      UserError: reference images of other classes, images that the network does not take, or too few of them.
+      UserError: an unknown metric, network or protocol, images that do not fit, or too few of them.
     """
-    from gantransfer import features as networks
-    from gantransfer.metrics.evaluation import evaluate_images
-
-    network = networks.load(features)
     _check_truncation(truncation)
-    if num_images < 2:
+    if num_images is not None and num_images < 2:
         raise UserError("--num_images", num_images, "at least 2")
-    given, source = source, _opened(source)
-    images = _reference(data, source)
-    real, real_labels = images.arrays()
-    loop.check_network("features", network, real, source.info.num_classes)
-    run = given if isinstance(given, Run) else None if isinstance(given, Source) else _run_at(given)
-    if train_images is None and run is not None:
-        train_images = _trained_on(run, source)
-    labels = np.arange(num_images, dtype=np.int32) % source.info.num_classes
-    fakes = source.sample(num_images, seed=seed, truncation=truncation)
-    # Without training images no real image counts as held out, so that nothing is compared that is not known.
-    known = real if train_images is None else train_images
-    record = evaluate_images(fakes, labels, real, real_labels, known, network, seed=seed)
-    protocol = record.pop("protocol") | {"reference_set": images.name, "truncation": truncation}
-    if train_images is None:
-        protocol |= {"n_train": None, "reference": "all real images; which of them were trained on is not known"}
-    return [{"metrics": record, "protocol": protocol}]
-
-
-def _reference(data: str | Path | ImageSet, source: Source) -> ImageSet:
-    """Reference images at the source's size, numbered as its classes are."""
-    info = source.info
-    opened = isinstance(data, ImageSet)
-    images = data if opened else open_images(str(data), resolution=info.resolution, channels=info.channels)
-    if set(images.class_names) == set(info.class_names):
-        return images.with_classes(info.class_names)
-    if len(images.class_names) != info.num_classes:
-        value = f"{images.name}: {len(images.class_names)} classes"
-        raise UserError("data", value, f"a set with the {info.num_classes} classes of {info.name}")
-    return images
+    judged = request.judged(source) if isinstance(source, str | Path | ImageSet) else None
+    run = source if isinstance(source, Run) else _run_at(source) if isinstance(source, str | Path) else None
+    if judged is None:
+        judged = _opened(source)
+    alike = isinstance(judged, ImageSet)
+    images = request.reference_for(data, judged)
+    if metrics is None and protocol is None and features in QUICKSTART_NETWORKS and not alike:
+        if train_images is None and run is not None:
+            train_images = evaluator.trained_on(run.path, judged).arrays()[0]
+        settings = {"num_images": num_images or 2000, "seed": seed, "truncation": truncation}
+        return [evaluator.quickstart_record(judged, images, features, **settings, train_images=train_images)]
+    trained = None
+    if train is not None:
+        trained = request.reference_for(train, judged)
+    elif run is not None:
+        trained = evaluator.trained_on(run.path, judged)
+    plan = make_plan(
+        protocol or "default", metrics, features, num_images, truncation, len(trained) if trained else None
+    )
+    if output is None and run is not None:
+        output = run.path / "evaluations" / f"{judged.info.images_seen or 0:09d}"
+    how = Surroundings(Reference(), resume=True, batch=batch, folder=Path(output) if output else None)
+    records = request.evaluate(judged, images, plan, trained, seed, truncation, weights, how)
+    if run is not None:
+        seen = judged.info.images_seen or 0
+        found = [{"images_seen": seen, "kimg": seen / 1000, "asked": True, **line} for line in evaluations(records)]
+        append(run.path / "evaluations.jsonl", found)
+    return records
 
 
 def _run_at(name: str | Path) -> Run | None:
@@ -425,15 +441,6 @@ def _run_at(name: str | Path) -> Run | None:
     places = (Path(name), Path(str(name).rpartition("@")[0]))
     found = [place for place in places if (place / "snapshots").is_dir() and (place / "data.json").is_file()]
     return Run(found[0]) if found else None
-
-
-def _trained_on(run: Run, source: Source) -> UInt8[np.ndarray, "n h w c"]:
-    """The images that a run trains on, opened by its config."""
-    config = read_config(ml_collections.ConfigDict(json.loads((run.path / "config.json").read_text("utf-8"))), {})
-    images, before = open_data(config, source), json.loads((run.path / "data.json").read_text("utf-8"))
-    if images.fingerprint != before["fingerprint"]:
-        raise UserError("data.path", config.data.path, f"the images that {run.path} was trained on; these are others")
-    return images.arrays()[0]
 
 
 def export(source: str | Path | Run | Source, form: str, out: str | Path, *, truncation: float = 1.0) -> list[Path]:

@@ -183,20 +183,36 @@ FIELDS: dict[str, Field] = {
     "run.compile_cache": Field(
         "~/.cache/gantransfer/compiled", str, "folder of compiled programs; None: none", optional=True, fixed=False
     ),
+    "evaluate.protocol": Field(
+        None, str, "protocol of the evaluations during training (docs/metrics.md); None: none", optional=True
+    ),
+    "evaluate.metrics": Field((), tuple, 'metrics instead of the protocol\'s, such as ("fid", "prdc")'),
     "evaluate.features": Field(
-        None, str, "feature network of the evaluations during training; None: none", optional=True
+        None,
+        str,
+        "feature network of the evaluations; without protocol and metrics: the quickstart's measure by a classifier",
+        optional=True,
+    ),
+    "evaluate.weights": Field(
+        (), tuple, "files of published weights: NAME=PATH, or one PATH for evaluate.features", fixed=False
     ),
     "evaluate.data": Field(None, str, "reference images; None: the run's own images", optional=True),
     "evaluate.kimg": Field(
         (), tuple, 'kimg at which to evaluate beside the end, such as ("0", "6.4"); empty: at every snapshot'
     ),
-    "evaluate.samples": Field(2000, int, "generated images per evaluation", 2),
-    "evaluate.best": Field(
-        "frechet_distance",
-        str,
-        "metric by which the best checkpoint is kept",
-        choices=("frechet_distance", "class_accuracy", "precision", "recall", "density", "coverage"),
+    "evaluate.every_kimg": Field(
+        None, float, "evaluate every so many kimg, instead of at every snapshot", 0.001, optional=True
     ),
+    "evaluate.samples": Field(
+        None, int, "generated images per evaluation; None: the protocol's number, or 2,000", 2, optional=True
+    ),
+    "evaluate.best": Field(
+        None, str, "metric by which the best state is kept; None: the first that is measured", optional=True
+    ),
+    "evaluate.stop_after": Field(
+        None, int, "stop after so many evaluations in a row that were not better", 1, optional=True, fixed=False
+    ),
+    "evaluate.at_end": Field(None, str, "protocol of one more, full evaluation at the end", optional=True, fixed=False),
 }
 
 

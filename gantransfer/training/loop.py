@@ -4,16 +4,18 @@ Everything periodic happens at a pure function of the number of images seen, so 
 writes what an uninterrupted run writes, byte for byte; wall-clock times go to a file of their own.
 """
 
+import json
 import math
 import platform
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,17 +27,17 @@ from gantransfer import __version__
 from gantransfer import config as fields
 from gantransfer.data.batches import Stream, stream
 from gantransfer.data.image_set import ImageSet
-from gantransfer.data.sources import open_images
-from gantransfer.errors import NotFinite, Stopped, UserError
-from gantransfer.features import FeatureNetwork
+from gantransfer.errors import NotFinite, Stopped
 from gantransfer.pretrained.card import model_card
 from gantransfer.pretrained.folder import write_source
 from gantransfer.pretrained.source import Source, latents, to_uint8
 from gantransfer.reports import grids
 from gantransfer.training.checkpoint import Checkpoints
 from gantransfer.training.draws import StreamedBatch
+from gantransfer.training.evaluator import Evaluator, numbers_of
 from gantransfer.training.prepare import Task
 from gantransfer.training.records import (
+    EVALUATIONS,
     Records,
     RunFolder,
     check_finite,
@@ -145,7 +147,7 @@ class Trainer:
         folder: RunFolder,
         records: Records,
         checkpoints: Checkpoints,
-        evaluator: "Evaluator | None" = None,
+        evaluator: Evaluator | None = None,
     ):
         self.task, self.folder, self.records, self.checkpoints = task, folder, records, checkpoints
         self.evaluator = evaluator
@@ -169,6 +171,8 @@ class Trainer:
         seen = int(state.images_seen)
         # Where nothing is restored, what was written at image 0 comes again too.
         self.records.truncate(seen if seen else -1)
+        if self.evaluator is not None:
+            self.evaluator.resume(read_lines(self.folder.path / EVALUATIONS))
         self.folder.say(f"{'resumed' if seen else 'started'} at {seen / 1000:g} of {self.total / 1000:g} kimg")
         if seen == 0:
             self.show(state, 0)
@@ -176,7 +180,7 @@ class Trainer:
         tick_seen, tick_seconds = seen, seconds
         batches = self.open_stream(seen)
         try:
-            while seen < self.total:
+            while seen < self.total and not self.enough:
                 state = task.step(state, task.held, self.next_batch(batches), due=task.recipe.due(seen // per_step))
                 seen += per_step
                 # Read once: a signal that comes later in this iteration is answered, with a checkpoint, in the next.
@@ -189,9 +193,10 @@ class Trainer:
                     state = self.tick(state, seen, now, (seen - tick_seen) / 1000, now - tick_seconds)
                     tick_seen, tick_seconds = seen, now
                 with clock.paused():
-                    record = self.occasional(state, seen, last)
-                    if self.due(seen, self.config.run.checkpoint_kimg) or last or asked:
-                        self.save(state, seen, clock.seconds, record)
+                    lines = self.occasional(state, seen, last)
+                    best = bool(lines) and self.evaluator.improved
+                    if self.due(seen, self.config.run.checkpoint_kimg) or last or asked or best or self.enough:
+                        self.save(state, seen, clock.seconds, lines)
                 if asked and not last:
                     self.checkpoints.wait()
                     raise Stopped(str(self.folder.path), seen)
@@ -199,6 +204,9 @@ class Trainer:
             if batches is not None:
                 batches.close()
         self.checkpoints.wait()
+        if self.enough and seen < self.total:
+            told = f"{self.evaluator.best} has not become better in {self.evaluator.patience} evaluations"
+            self.folder.say(f"stopped at {seen / 1000:g} of {self.total / 1000:g} kimg: {told}")
         self.folder.say(
             f"done: {seen / 1000:g} kimg; gantransfer sample --source {self.folder.path} --output samples.png"
         )
@@ -246,16 +254,28 @@ class Trainer:
         self.folder.say(status_line(seen, self.total, speed, memory, shown))
         return state.replace(tick=jax.tree.map(jnp.zeros_like, state.tick))
 
-    def occasional(self, state: GanState, seen: int, last: bool) -> dict[str, Any] | None:
-        """Snapshot, grid and evaluation where they are due; returns the evaluation's record."""
+    @property
+    def enough(self) -> bool:
+        """Whether evaluations say that training should stop."""
+        return self.evaluator is not None and self.evaluator.enough
+
+    def occasional(self, state: GanState, seen: int, last: bool) -> list[dict[str, Any]]:
+        """Snapshot, grid and evaluation where they are due; returns the evaluation's lines."""
         snapshot = self.due(seen, self.config.run.snapshot_kimg) or last
         if snapshot:
             self.show(state, seen)
-        if self.evaluator is None:
-            return None
-        if not (last or self.evaluator.due(seen, snapshot, self.task.recipe.images_per_step)):
-            return None
-        return self.evaluate(self.task.as_source(state, self.folder.path.name), seen)
+        evaluator = self.evaluator
+        if evaluator is None or not (last or evaluator.due(seen, snapshot, self.task.recipe.images_per_step)):
+            return []
+        source = self.task.as_source(state, self.folder.path.name)
+        lines = self.evaluate(source, seen)
+        if evaluator.improved:
+            self.write_snapshot(source, "best")
+        if last or evaluator.enough:
+            self.record(evaluator.at_end(source), seen)
+        if evaluator.enough and not snapshot:
+            self.show(state, seen)
+        return lines
 
     def show(self, state: GanState, seen: int) -> None:
         """Writes a snapshot and the image grid; at the start also the grid of reals and, if asked for, an
@@ -274,30 +294,43 @@ class Trainer:
             )
             if self.evaluator is not None and self.evaluator.at_start:
                 self.evaluate(source, 0)
-        write_source(
-            self.folder.snapshot(seen), source, card=model_card(source, f"made by run {self.folder.path.name}")
-        )
+        self.write_snapshot(source, self.folder.snapshot(seen).name)
         newest = sorted(path for path in (self.folder.path / "snapshots").iterdir() if path.name.isdigit())
         for old in newest[: -self.config.run.keep_snapshots]:
             shutil.rmtree(old)
 
-    def evaluate(self, source: Source, seen: int) -> dict[str, Any]:
-        """Measures a snapshot and writes the record."""
-        record = self.evaluator.measure(source)
-        self.records.evaluation({"images_seen": seen, "kimg": seen / 1000, **record})
-        numbers = {name: value for name, value in record["metrics"].items() if value is not None}
-        self.folder.say("evaluation: " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
-        return record
+    def write_snapshot(self, source: Source, name: str) -> None:
+        """Writes a snapshot's folder."""
+        card = model_card(source, f"made by run {self.folder.path.name}")
+        write_source(self.folder.path / "snapshots" / name, source, card=card)
 
-    def save(self, state: GanState, seen: int, seconds: float, record: dict[str, Any] | None) -> None:
+    def evaluate(self, source: Source, seen: int) -> list[dict[str, Any]]:
+        """Measures a snapshot and writes the lines."""
+        lines = self.evaluator.measure(source)
+        self.record(lines, seen)
+        return lines
+
+    def record(self, lines: Sequence[dict[str, Any]], seen: int) -> None:
+        """Writes lines of an evaluation, and says their numbers."""
+        for line in lines:
+            self.records.evaluation({"images_seen": seen, "kimg": seen / 1000, **line})
+        if lines:
+            told = "  ".join(f"{name} {value:.4g}" for name, value in numbers_of(lines).items())
+            self.folder.say(f"{'evaluation at the end' if 'at_end' in lines[0] else 'evaluation'}: {told}")
+
+    def save(self, state: GanState, seen: int, seconds: float, lines: Sequence[dict[str, Any]]) -> None:
         """Checkpoint; a state that is no longer finite is never saved."""
         check_finite(seen, means(state))
         check_state(seen, state)
-        numbers = None if record is None else {k: v for k, v in record["metrics"].items() if v is not None}
-        self.checkpoints.save(seen, state, {"seconds": seconds}, numbers)
+        self.checkpoints.save(seen, state, {"seconds": seconds}, numbers_of(lines) if lines else None)
 
 
-def train(task: Task, folder: RunFolder, evaluator: "Evaluator | None" = None) -> None:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines; none where it is not there."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+
+
+def train(task: Task, folder: RunFolder, evaluator: Evaluator | None = None) -> None:
     """Trains a run from where it is to the end of its budget.
 
     Raises:
@@ -309,8 +342,7 @@ def train(task: Task, folder: RunFolder, evaluator: "Evaluator | None" = None) -
     folder.say("\n".join([task.images.class_table(), *task.images.notes]))
     trained = {role: task.partition.count(role, True) for role in ("generator", "discriminator")}
     folder.say(f"mode {config.mode}: {trained['generator']:,} numbers of G and {trained['discriminator']:,} of D train")
-    best = config.evaluate.best if evaluator is not None else None
-    lower = config.evaluate.best == "frechet_distance"
+    best, lower = (None, True) if evaluator is None else (evaluator.best, evaluator.lower)
     checkpoints = Checkpoints(
         folder.path / "checkpoints", keep=config.run.keep, best_metric=best, lower_is_better=lower
     )
@@ -368,68 +400,3 @@ def real_examples(images: ImageSet, columns: int) -> tuple[UInt8[np.ndarray, "n 
         for i in np.flatnonzero(images.labels == k)[:columns]
     ]
     return np.stack([images.read(int(i))[0] for i in chosen]), np.asarray(images.labels)[chosen]
-
-
-def check_network(field: str, network: FeatureNetwork, images: UInt8[np.ndarray, "n h w c"], num_classes: int) -> None:
-    """Raises `UserError` for `field` unless the network takes the images and tells so many classes apart."""
-    logits = network(images[:1]).get("logits")
-    if logits is None or logits.shape[1] != num_classes:
-        kind = "no classes" if logits is None else f"{logits.shape[1]} classes"
-        raise UserError(field, f"{network.name}: {kind}", f"a network that tells {num_classes} classes apart")
-
-
-def make_evaluator(task: Task) -> "Evaluator | None":
-    """Returns what measures the run, or None where its config asks for no evaluation."""
-    return Evaluator(task) if task.config.evaluate.features else None
-
-
-class Evaluator:
-    """The evaluations of a run: always the same samples' latents, the same reference, the same network.
-
-    Raises `UserError` for a network or reference images that do not fit the run.
-    """
-
-    def __init__(self, task: Task):
-        from gantransfer import features
-
-        config = task.config.evaluate
-        self.network = features.load(config.features)
-        self.count = config.samples
-        self.at, info = self._points(tuple(config.kimg)), task.source.info
-        reference = task.images
-        if config.data:
-            reference = open_images(config.data, resolution=info.resolution, channels=info.channels)
-            reference = reference.with_classes(task.images.class_names)
-        self.real, self.real_labels = reference.arrays()
-        self.trained_on, _ = task.images.arrays()
-        self.reference = reference.name
-        check_network("evaluate.features", self.network, self.real, info.num_classes)
-
-    @property
-    def at_start(self) -> bool:
-        """Whether the first step is evaluated."""
-        return not self.at or 0 in self.at
-
-    def due(self, seen: int, snapshot: bool, per_step: int) -> bool:
-        """Whether to evaluate now: at the configured points, or with every snapshot."""
-        return any(seen - per_step < point <= seen for point in self.at) if self.at else snapshot
-
-    def measure(self, source: Source) -> dict[str, Any]:
-        """`{"metrics": ..., "protocol": ...}` of a source."""
-        from gantransfer.metrics.evaluation import evaluate_images
-
-        labels = np.arange(self.count, dtype=np.int32) % source.info.num_classes
-        fakes = source.sample(self.count, seed=0)
-        record = evaluate_images(fakes, labels, self.real, self.real_labels, self.trained_on, self.network, seed=0)
-        protocol = record.pop("protocol") | {"reference_set": self.reference}
-        return {"metrics": record, "protocol": protocol}
-
-    @staticmethod
-    def _points(kimg: tuple[str, ...]) -> tuple[int, ...]:
-        try:
-            points = tuple(sorted(round(1000 * float(point)) for point in kimg))
-        except (ValueError, OverflowError) as error:
-            raise UserError("evaluate.kimg", kimg, "numbers of kimg, of at least 0") from error
-        if points and points[0] < 0:
-            raise UserError("evaluate.kimg", kimg, "numbers of kimg, of at least 0")
-        return points

@@ -9,7 +9,12 @@ from tests.house.source_tree import CHECKOUT, imports, modules, path_of
 FLOORS = (
     ("gantransfer", "gantransfer.__main__"),
     ("gantransfer.api",),
-    ("gantransfer.reports", "gantransfer.selection", "gantransfer.training.loop"),
+    (
+        "gantransfer.reports",
+        "gantransfer.selection",
+        "gantransfer.training.evaluator",
+        "gantransfer.training.loop",
+    ),
     ("gantransfer.metrics", "gantransfer.pretrained", "gantransfer.training"),
     ("gantransfer.methods", "gantransfer.objectives"),
     ("gantransfer.models", "gantransfer.features"),

@@ -87,7 +87,20 @@ CASES = {
         ("missing class1",),
     ),
     "network": ((*MEAN, "--config.evaluate.features=digit_cnn"), "feature network", "digit_cnn", ("digits_cnn?",)),
-    "metric": ((*SOURCE, "--config.evaluate.best=fid"), "evaluate.best", "fid", ("frechet_distance",)),
+    "metric": (
+        (*MEAN, "--config.evaluate.features=digits_cnn", "--config.evaluate.best=fid"),
+        "evaluate.best",
+        "fid",
+        ("frechet_distance",),
+    ),
+    "best of nothing": ((*MEAN, "--config.evaluate.best=fid"), "evaluate.best", "fid", ("nothing without",)),
+    "protocol": ((*MEAN, "--config.evaluate.protocol=clea"), "protocol", "clea", ("did you mean clean?",)),
+    "protocol's metric": (
+        (*MEAN, "--config.evaluate.metrics=('fidd',)"),
+        "metric",
+        "fidd",
+        ("did you mean fid?",),
+    ),
     # Values out of range.
     "kimg": ((*SOURCE, "--kimg", "-1"), "kimg", -1.0, ("a number of at least 0",)),
     "kimg as text": ((*SOURCE, "--kimg", "long"), "kimg", "long", ("a number of at least 0",)),

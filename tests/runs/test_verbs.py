@@ -302,5 +302,6 @@ def test_what_can_be_named_is_listed_a_line_each(capsys, what, line):
 
 def test_a_list_can_be_narrowed(capsys):
     assert {line.split(" ")[0] for line in printed(capsys, "list", "config", "evaluate.*").splitlines()} == {
-        f"evaluate.{name}" for name in ("features", "data", "kimg", "samples", "best")
+        f"evaluate.{name}"
+        for name in "protocol metrics features weights data kimg every_kimg samples best stop_after at_end".split()
     }

@@ -1,0 +1,279 @@
+"""One evaluation: what the metrics of a plan need is computed in one pass of each side, then every metric, as records.
+
+Everything that can be wrong with the request is found before the first picture is generated.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gantransfer import __version__
+from gantransfer.errors import UserError
+from gantransfer.metrics.pictures import QUANTISATION, GeneratedPictures, Pictures, RealPictures, check_sizes
+from gantransfer.metrics.progress import Progress
+from gantransfer.metrics.protocols import Plan
+from gantransfer.metrics.records import Record
+from gantransfer.metrics.registry import Case, Metric, Value
+from gantransfer.metrics.statistics import FEATURES, Parts, Reference, Statistics, gather
+
+# Words of notes of a set that tell how its pictures were changed when they were opened.
+CHANGES = ("resized", "enlarged", "cut to", "padded", "repeated to three", "turned to grey")
+PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "pillow")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One metric of an evaluation: its network's name and its settings."""
+
+    metric: Metric
+    network: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """How an evaluation is computed; nothing of it changes a number by more than rounding.
+
+    Attributes:
+      reference: where statistics of real pictures are kept; None: nowhere.
+      resume: whether an interrupted pass over samples goes on where it stopped.
+      batch, devices: as `collect`.
+      folder: where pictures go; None: none are written.
+      quiet: whether no progress is told.
+    """
+
+    reference: Reference | None = None
+    resume: bool = False
+    batch: int | None = None
+    devices: Sequence[jax.Device] | None = None
+    folder: Path | None = None
+    quiet: bool = False
+
+
+def jobs_of(plan: Plan, fake: Pictures, real: Pictures, train: Pictures | None) -> list[Job]:
+    """The metrics of a plan with their settings.
+
+    Raises:
+      UserError: for a metric that the two sides are too few, or otherwise not made, for.
+    """
+    check_sizes(fake, real)
+    jobs = []
+    for metric in plan.metrics:
+        settings, name = plan.protocol.settings_of(metric), metric.name
+        least = metric.least_images(settings)
+        judged = [("generated", fake)] + ([("real", real)] if metric.real else [])
+        for kind, side in judged:
+            if len(side) < least:
+                value = f"{len(side)} {kind} images ({side.name})"
+                raise UserError(name, value, f"at least {least} for this metric")
+        if metric.train and (train is None or len(train) < 2):
+            value = "unknown" if train is None else f"{len(train)} training images"
+            raise UserError(name, value, "at least 2 images that the generator was trained on: a run, or --train DATA")
+        if metric.train:
+            check_sizes(fake, train)
+        if metric.labels:
+            _check_classes(name, fake, real)
+        if metric.generator and not isinstance(fake, GeneratedPictures):
+            raise UserError(name, fake.name, "a source that generates, not pictures of one")
+        jobs.append(Job(metric, plan.network_of(metric), settings))
+    return jobs
+
+
+def _check_classes(name: str, fake: Pictures, real: Pictures) -> None:
+    ours, theirs = set(fake.labels.tolist()), set(real.labels.tolist())
+    if len(ours | theirs) < 2:
+        raise UserError(name, "one class", "labelled images: a folder for each class, or class names in the files")
+    if ours != theirs:
+        missing = sorted(ours ^ theirs)
+        told = ", ".join(f"{c} ({'generated' if c in theirs else 'real'})" for c in missing[:5])
+        raise UserError(name, f"{len(missing)} classes without images on one side: {told}", "the same classes on both")
+
+
+def measure(
+    plan: Plan,
+    fake: Pictures,
+    real: RealPictures,
+    load: Callable[[str], Any],
+    *,
+    train: RealPictures | None = None,
+    about: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    how: Surroundings | None = None,
+) -> list[Record]:
+    """Measures one side against the other.
+
+    Args:
+      plan: which metrics, by which protocol.
+      fake: what is judged.
+      real: the reference.
+      load: a feature network by name.
+      train: what the generator was trained on.
+      about: further keys of the record: `source`, `images_seen`.
+      seed: of what metrics draw.
+      how: how it is computed.
+
+    Returns:
+      A record for each number: `metric`, `value`, `spread`, `details`, and everything that it was measured under.
+
+    Raises:
+      UserError: as `jobs_of` and `collect`.
+    """
+    how = how or Surroundings()
+    began = time.monotonic()
+    jobs = jobs_of(plan, fake, real, train)
+    networks = {name: load(name) for name in dict.fromkeys(job.network for job in jobs)}
+    jobs = [_with_outputs(job, networks[job.network]) for job in jobs]
+    sides = _pass(jobs, networks, {"fake": fake, "real": real, "train": train}, how)
+    records: list[Record] = []
+    shared = _protocol(plan, fake, real, seed) | dict(about or {})
+    for job in jobs:
+        network, most = networks[job.network], plan.protocol.most_real.get(job.metric.name)
+        found = _one_side(sides["real"], job.network, most, len(real))
+        case = Case(
+            real=found,
+            fake=_one_side(sides["fake"], job.network, None, len(fake)),
+            real_pictures=real,
+            fake_pictures=fake,
+            network=network,
+            settings=job.settings,
+            seed=seed,
+            train=sides["train"].get(job.network),
+            train_pictures=train,
+            folder=how.folder,
+            name=job.metric.name,
+        )
+        for value in job.metric.compute(case):
+            own = {
+                "n_real": found.count if job.metric.real else None,
+                "network": network.name,
+                "network_sha256": network.sha256,
+                "pipeline": network.info.get("preprocessing"),
+                "divisor": {1: "n - 1", 0: "n"}.get(job.settings.get("ddof", -1)),
+                "settings": dict(job.settings),
+            }
+            records.append(_record(value, plan.protocol.suffix) | shared | own)
+    for parts in sides["parts"]:
+        parts.clear()
+    for record in records:
+        record["wall_seconds"] = round(time.monotonic() - began, 2)
+    return records
+
+
+def _with_outputs(job: Job, network: Any) -> Job:
+    """The job with the logits that the network has; `UserError` where it has none."""
+    wanted = job.settings.get("logits", "logits")
+    if "logits" not in job.metric.fake | job.metric.real or wanted in network.outputs:
+        return job
+    if "logits" not in network.outputs:
+        raise UserError(job.metric.name, f"{network.name} gives {', '.join(network.outputs)}", "a network with logits")
+    return Job(job.metric, job.network, {**job.settings, "logits": "logits"})
+
+
+def _pass(
+    jobs: Sequence[Job], networks: Mapping[str, Any], pictures: Mapping[str, Any], how: Surroundings
+) -> dict[str, Any]:
+    """Statistics of each side by network, and the states of passes that are to be removed at the end."""
+    kept: list[Parts] = []
+
+    def parts(*arguments: Any) -> Parts:
+        kept.append(Parts.of(*arguments))
+        return kept[-1]
+
+    found: dict[str, Any] = {"parts": kept}
+    for side in ("real", "fake", "train"):
+        wants: dict[str, frozenset[str]] = {}
+        for job in jobs:
+            own = {"real": job.metric.real, "fake": job.metric.fake, "train": frozenset({FEATURES})}[side]
+            if side == "train" and not job.metric.train:
+                continue
+            kinds = {job.settings["logits"] if kind == "logits" and "logits" in job.settings else kind for kind in own}
+            if kinds:
+                wants[job.network] = wants.get(job.network, frozenset()) | kinds
+        chosen = {name: networks[name] for name in wants}
+        if not chosen or pictures[side] is None:
+            found[side] = {}
+            continue
+        found[side] = gather(
+            pictures[side],
+            chosen,
+            wants,
+            reference=None if side == "fake" else how.reference,
+            parts=parts if how.resume else None,
+            batch=how.batch,
+            devices=how.devices,
+            progress=None if how.quiet else Progress(f"features of {pictures[side].name}"),
+        )
+    return found
+
+
+def _one_side(sides: Mapping[str, Statistics], network: str, most: int | None, count: int) -> Statistics:
+    found = sides.get(network, Statistics(count))
+    if most is None or found.count <= most:
+        return found
+    # Only rows can be cut; a protocol limits only metrics of rows.
+    return Statistics(most, None, {kind: rows[:most] for kind, rows in found.rows.items()})
+
+
+def _record(value: Value, suffix: str) -> Record:
+    number = float(value.value)
+    return {
+        "metric": value.metric + suffix,
+        "value": number if np.isfinite(number) else None,
+        "spread": value.spread,
+        "details": dict(value.details),
+    }
+
+
+def _protocol(plan: Plan, fake: Pictures, real: RealPictures, seed: int) -> Record:
+    """What all numbers of an evaluation share."""
+    generated = isinstance(fake, GeneratedPictures)
+    height, _, channels = real.shape
+    place, colon, split = real.name.rpartition(":")
+    return {
+        "protocol": plan.protocol.name,
+        "overrides": dict(plan.overrides),
+        "n_generated": len(fake),
+        "n_real": len(real),
+        "seed": seed,
+        "repeats": 1,
+        "quantise": QUANTISATION if generated else "image files",
+        "reference_set": real.name,
+        "real_fingerprint": real.images.fingerprint,
+        "real_split": split if place and colon else "all",
+        "mirror_real": real.mirror,
+        "pre_resize": [note for note in real.images.notes if any(word in note for word in CHANGES)],
+        "resolution": height,
+        "channels": channels,
+        "labels_rule": fake.rule if generated else "of the images",
+        "truncation": fake.truncation if generated else None,
+        "generator_weights": "ema" if generated else None,
+        "generator_fingerprint": key_of_side(fake),
+        "batch_norm_rule": "stored averages" if generated else None,
+        "precision": "float32, products at the highest precision",
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "versions": versions(),
+    }
+
+
+def key_of_side(fake: Pictures) -> str:
+    """The hash of the generator's weights, or of the images judged."""
+    return str(fake.identity.get("generator") or fake.identity.get("fingerprint"))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what numbers depend on."""
+    found = {"gantransfer": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
