@@ -27,7 +27,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from gantransfer.models import convolution
+from gantransfer.models import attention, convolution
 from gantransfer.models.convolution import Form
 
 Labels = Int[Array, " n"] | Float[Array, "n k"]
@@ -462,7 +462,7 @@ class Attention(nn.Module):
         query = project(x, c // 8, "theta").reshape(n, h * w, c // 8)
         key = convolution.max_pool2(project(x, c // 8, "phi"), form).reshape(n, h * w // 4, c // 8)
         value = convolution.max_pool2(project(x, c // 2, "g"), form).reshape(n, h * w // 4, c // 2)
-        scores = jnp.einsum("nqc,nkc->nqk", query, key, preferred_element_type=jnp.float32)
-        mixed = jnp.einsum("nqk,nkc->nqc", jax.nn.softmax(scores).astype(dtype), value)
+        weights = jax.nn.softmax(attention.scores(query, key, form)).astype(dtype)
+        mixed = attention.mixed(weights, value, form)
         out = project(mixed.reshape(n, h, w, c // 2), c, "o")
         return self.param("gamma", nn.initializers.zeros, ()).astype(dtype) * out + x
