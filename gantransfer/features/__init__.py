@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gantransfer.features.network import Architecture
 
 # Files of this folder that declare networks: each has `ARCHITECTURES`.
-FILES = ("resnet",)
+FILES = ("inception", "vgg", "resnet", "mobile", "lenet", "vit", "swin")
 RANDOM = "random:"
 
 
@@ -77,7 +77,7 @@ def load(
         the folder that `$GANTRANSFER_FEATURES` names, then among the downloads that are kept, then downloads it.
       pipeline: resize images as `legacy_tensorflow`, `legacy_pytorch`, `clean` or `friendly`; None takes the network's
         own rule.
-      **settings: `fold`, `precision`, `dtype`, `batch` of `network.Settings`; `seed` of random weights.
+      **settings: `mean`, `std`, `fold`, `precision`, `dtype`, `batch` of `network.Settings`; `seed` of random weights.
 
     Raises:
       UserError: for an unknown name, with the names there are; weights that are not the network's, or cannot be found.
@@ -94,7 +94,8 @@ def load(
 
     known = architectures()
     seed = int(settings.pop("seed", 0))
-    one_of("setting of a feature network", next(iter(settings), "fold"), ("fold", "precision", "dtype", "batch"))
+    for setting in settings:
+        one_of("setting of a feature network", setting, ("mean", "std", "fold", "precision", "dtype", "batch", "seed"))
     chosen = network.Settings(pipeline=pipeline, **settings)
     if name.startswith(RANDOM):
         plain = name.removeprefix(RANDOM)

@@ -6,6 +6,7 @@ Everything is computed in the type of the input.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -65,12 +66,26 @@ class Graph(nn.Module):
         layer = Depthwise if depthwise else Convolution
         return layer(features, size, stride, padding, bias, self.precision, name=name)(x)
 
-    def norm(self, x: Float[Array, "n h w c"], name: str, eps: float, *, tapped: bool = False) -> Array:
-        """Batch norm with stored statistics, right after a convolution without bias.
+    def norm(self, x: Float[Array, "n h w c"], name: str, eps: float, *, kernel: str = "") -> Array:
+        """Batch norm with stored statistics.
 
-        `tapped` says that the convolution's own output is a stage, so that its kernel stays as it is.
+        `kernel` names the convolution without bias before it that its scale may be folded into: none where what that
+        convolution returns is itself a stage. Between them may only be what commutes with scales, as mean pooling does.
         """
-        return BatchNorm(eps, foldable=not tapped, folded=self.folded and not tapped, name=name)(x)
+        return BatchNorm(eps, kernel, folded=self.folded and bool(kernel), name=name)(x)
+
+    def conv_norm(
+        self,
+        x: Float[Array, "n h w _i"],
+        conv: str,
+        norm: str,
+        features: int,
+        size: int | Pair,
+        eps: float,
+        **shape: Any,
+    ) -> Float[Array, "n _h _w _o"]:
+        """A convolution and the batch norm after it, with nothing between them that anybody may want."""
+        return self.norm(self.conv(x, conv, features, size, **shape), norm, eps, kernel=conv)
 
     def linear(self, x: Float[Array, "*n _i"], name: str, features: int, *, bias: bool = True) -> Array:
         """A linear layer over the last axis."""
@@ -146,7 +161,7 @@ class BatchNorm(Stored):
     """Normalisation by stored statistics; only the bias is left of it where the scale is in the kernel before it."""
 
     eps: float
-    foldable: bool
+    kernel: str
     folded: bool
 
     @nn.compact

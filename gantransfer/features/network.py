@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Shaped
 
 from gantransfer.errors import UserError
 from gantransfer.features import pixels, published, state_dicts
-from gantransfer.features.layers import HIGHEST, BatchNorm, Convolution, Depthwise, Graph
+from gantransfer.features.layers import HIGHEST, BatchNorm, Graph
 from gantransfer.features.state_dicts import Shapes, State
 
 Params = Mapping[str, Any]
@@ -139,17 +139,12 @@ class Blueprint:
 
 
 def _blueprint(architecture: Architecture) -> Blueprint:
-    made: dict[int, tuple[str, Any]] = {}
     folds = []
 
     def watch(call, args, kwargs, context):
-        result = call(*args, **kwargs)
-        if isinstance(context.module, Convolution | Depthwise) and not context.module.bias:
-            # The result is kept, since numbers of dead objects are given to new ones.
-            made[id(result)] = (context.module.name, result)
-        if isinstance(context.module, BatchNorm) and context.module.foldable and id(args[0]) in made:
-            folds.append((made[id(args[0])][0], context.module.name, context.module.eps))
-        return result
+        if isinstance(context.module, BatchNorm) and context.method_name == "__call__" and context.module.kernel:
+            folds.append((context.module.kernel, context.module.name, context.module.eps))
+        return call(*args, **kwargs)
 
     graph, rule = architecture.module(), architecture.input
     shape = jax.ShapeDtypeStruct((1, rule.size, rule.size, rule.channels), jnp.float32)
@@ -180,6 +175,7 @@ class Settings:
 
     Attributes:
       pipeline: name of a published pixel pipeline; None takes the network's own.
+      mean, std: per channel, for values in [0, 1], where they shall not be the network's own.
       fold: whether batch norms are folded into kernels.
       precision: of products.
       dtype: type that `forward` and `apply` compute in; None takes that of the images (float32).
@@ -187,6 +183,8 @@ class Settings:
     """
 
     pipeline: str | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
     fold: bool = True
     precision: jax.lax.Precision = HIGHEST
     dtype: Any = None
@@ -215,6 +213,8 @@ class FrozenNetwork:
         arrays = {key: state_dicts.to_ours(key, array) for key, array in state.items()}
         self.name, self.architecture, self.settings = name, architecture, settings
         self.input = architecture.input.by(settings.pipeline) if settings.pipeline else architecture.input
+        own = {key: value for key, value in (("mean", settings.mean), ("std", settings.std)) if value is not None}
+        self.input = dataclasses.replace(self.input, **own)
         self.outputs, self.feature = tuple(architecture.outputs), architecture.feature
         self.stages = tuple(tap for tap in blueprint.taps if tap not in architecture.outputs)
         self.sha256 = state_dicts.digest(arrays)

@@ -50,6 +50,12 @@ class Weights:
         return f"{self.file.name} ({size:.3g} MB)" if size else self.file.name
 
 
+def torchvision(file: str, megabytes: float, licence: str = BSD3) -> Weights:
+    """A file of torchvision's."""
+    published = PublishedFile(file, f"https://download.pytorch.org/models/{file}", megabytes=megabytes)
+    return Weights(published, licence, "https://docs.pytorch.org/vision/stable/models.html")
+
+
 def _digits_in_name(name: str) -> str:
     # Files of torch.hub end in the first eight digits of their SHA-256: vgg16-397923af.pth.
     last = name.partition(".")[0].rpartition("-")[2]

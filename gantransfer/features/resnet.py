@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from gantransfer.features.layers import Graph, Taps, max_pool, spatial_mean
 from gantransfer.features.network import IMAGENET, Architecture, Input, Shapes
-from gantransfer.features.published import BSD2, BSD3, CC_BY_NC, Weights
+from gantransfer.features.published import BSD2, BSD3, CC_BY_NC, Weights, torchvision
 from gantransfer.pretrained.download import PublishedFile
 
 EPS = 1e-5
@@ -29,7 +29,7 @@ class ResNet50(Graph):
         """Returns the wanted stages and outputs of normalised images."""
         taps = Taps(want)
         x = taps("conv1", self.conv(x, "conv1", 64, 7, stride=2, padding=3))
-        x = nn.relu(self.norm(x, "bn1", EPS, tapped=True))
+        x = nn.relu(self.norm(x, "bn1", EPS))
         x = taps("maxpool", max_pool(x, 3, 2, 1))
         for stage, (blocks, width) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), start=1):
             for i in range(blocks):
@@ -43,15 +43,17 @@ class ResNet50(Graph):
         return taps.found
 
     def _block(self, x: Array, name: str, width: int, stride: int, *, shortcut: bool) -> Array:
-        y = nn.relu(self.norm(self.conv(x, f"{name}.conv1", width, 1), f"{name}.bn1", EPS))
-        y = self.conv(y, f"{name}.conv2", width, 3, stride=stride, padding=1)
-        y = nn.relu(self.norm(y, f"{name}.bn2", EPS))
-        y = self.norm(self.conv(y, f"{name}.conv3", 4 * width, 1), f"{name}.bn3", EPS)
+        y = nn.relu(self._conv(x, name, 1, width, 1))
+        y = nn.relu(self._conv(y, name, 2, width, 3, stride=stride, padding=1))
+        y = self._conv(y, name, 3, 4 * width, 1)
         if shortcut:
             # Every second pixel first: then it is a product of matrices.
-            x = self.conv(x[:, ::stride, ::stride], f"{name}.downsample.0", 4 * width, 1)
-            x = self.norm(x, f"{name}.downsample.1", EPS)
+            shortcut_names = f"{name}.downsample.0", f"{name}.downsample.1"
+            x = self.conv_norm(x[:, ::stride, ::stride], *shortcut_names, 4 * width, 1, EPS)
         return nn.relu(x + y)
+
+    def _conv(self, x: Array, block: str, i: int, features: int, size: int, **shape: int) -> Array:
+        return self.conv_norm(x, f"{block}.conv{i}", f"{block}.bn{i}", features, size, EPS, **shape)
 
 
 class CifarResNet(Graph):
@@ -73,7 +75,7 @@ class CifarResNet(Graph):
         """Returns the wanted stages and outputs of normalised images."""
         taps = Taps(want)
         x = taps("conv1", self.conv(x, "conv1", 16, 3, padding=1))
-        x = nn.relu(self.norm(x, "bn1", EPS, tapped=True))
+        x = nn.relu(self.norm(x, "bn1", EPS))
         for stage, width in enumerate((16, 32, 64), start=1):
             for i in range(self.blocks):
                 x = taps(f"layer{stage}.{i}", self._block(x, f"layer{stage}.{i}", width))
@@ -84,31 +86,25 @@ class CifarResNet(Graph):
 
     def _block(self, x: Array, name: str, width: int) -> Array:
         stride = width // x.shape[-1]
-        y = self.conv(x, f"{name}.conv1", width, 3, stride=stride, padding=1)
-        y = nn.relu(self.norm(y, f"{name}.bn1", EPS))
-        y = self.norm(self.conv(y, f"{name}.conv2", width, 3, padding=1), f"{name}.bn2", EPS)
+        y = nn.relu(self.conv_norm(x, f"{name}.conv1", f"{name}.bn1", width, 3, EPS, stride=stride, padding=1))
+        y = self.conv_norm(y, f"{name}.conv2", f"{name}.bn2", width, 3, EPS, padding=1)
         if stride > 1:
             x = x[:, ::stride, ::stride]
             if self.option_a:
                 x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (width // 4, width // 4)))
             else:
-                x = self.norm(self.conv(x, f"{name}.downsample.0", width, 1), f"{name}.downsample.1", EPS)
+                x = self.conv_norm(x, f"{name}.downsample.0", f"{name}.downsample.1", width, 1, EPS)
         return nn.relu(x + y)
-
-
-def _torchvision(name: str, file: str, megabytes: float) -> Weights:
-    found = PublishedFile(file, f"https://download.pytorch.org/models/{file}", megabytes=megabytes)
-    return Weights(found, BSD3, f"https://pytorch.org/vision/stable/models.html ({name})")
 
 
 _RESNET50 = Architecture(
     name="resnet50",
-    about="ResNet-50 v1.5, trained on ImageNet",
+    about="ResNet-50 v1.5, trained on ImageNet (V1 weights; V2 ones are another network)",
     module=ResNet50,
     input=Input(224, "pillow_bilinear", *IMAGENET, backbone="resnet50"),
     outputs={"pool": 2048, "logits": 1000},
     feature="pool",
-    weights=(_torchvision("ResNet50_Weights.IMAGENET1K_V1", "resnet50-0676ba61.pth", 102),),
+    weights=(torchvision("resnet50-0676ba61.pth", 103), torchvision("resnet50-11ad3fa6.pth", 103)),
 )
 
 _SWAV_FILE = PublishedFile(

@@ -29,15 +29,15 @@ class Case:
         mean, std = self.fixture["mean"], self.fixture["std"]
         cotangents = {name: fx.cotangent(self.name, name, self._shape("out_summary", name)) for name in self.outputs}
 
-        def run(image):
+        def run(image, params):
             x = (image - mean) / std
-            found = self.network.apply(self.network.params, x.astype(self.type), (*self.outputs, *self.stages))
+            found = self.network.apply(params, x.astype(self.type), (*self.outputs, *self.stages))
             found = {key: _published(value) for key, value in found.items()}
             return sum(jnp.sum(found[key] * cotangents[key]) for key in self.outputs), found
 
         image = fx.picture(name, tuple(self.fixture["input_shape"])).transpose(0, 2, 3, 1).astype(self.type)
         compiled = jax.jit(jax.value_and_grad(run, has_aux=True), compiler_options=QUICK)
-        (_, self.found), gradient = jax.device_get(compiled(image))
+        (_, self.found), gradient = jax.device_get(compiled(image, self.network.params))
         self.gradient = np.asarray(gradient).transpose(0, 3, 1, 2)
 
     def _names(self, kind):
