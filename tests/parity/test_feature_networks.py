@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 
 from gantransfer import features
+from gantransfer.errors import UserError
 from tests.parity import feature_fixtures as fx
+from tests.parity.nearness import quick_jit
 
 SMALL = ("cifar_resnet20", "cifar_resnet20_optionA")
+LARGE = (
+    "cifar_resnet56", "cifar_resnet56_optionA", "alexnet", "mobilenet_v2", "tf_efficientnet_lite0", "resnet50",
+    "inception_v3_torchvision", "fid_inception", "vgg16",
+)  # fmt: skip
+RUNS = [(name, double) for name in SMALL for double in (False, True)] + [(name, False) for name in LARGE]
+RUNS += [pytest.param(name, True, marks=pytest.mark.slow) for name in LARGE]
 
 
 class Case:
@@ -36,8 +44,7 @@ class Case:
             return sum(jnp.sum(found[key] * cotangents[key]) for key in self.outputs), found
 
         image = fx.picture(name, tuple(self.fixture["input_shape"])).transpose(0, 2, 3, 1).astype(self.type)
-        compiled = jax.jit(jax.value_and_grad(run, has_aux=True), compiler_options=QUICK)
-        (_, self.found), gradient = jax.device_get(compiled(image, self.network.params))
+        (_, self.found), gradient = quick_jit(jax.value_and_grad(run, has_aux=True))(image, self.network.params)
         self.gradient = np.asarray(gradient).transpose(0, 3, 1, 2)
 
     def _names(self, kind):
@@ -47,9 +54,6 @@ class Case:
 
     def _shape(self, kind, name):
         return tuple(self.fixture[f"{kind}/{name}/shape"])
-
-
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 def _published(value):
@@ -85,11 +89,47 @@ def check(case):
         assert np.linalg.norm(ours - values) <= limit * np.linalg.norm(values)
 
 
-@pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("name", "double"), RUNS)
 def test_a_network_equals_the_published_definition(shared, name, double):
     with jax.enable_x64(double):
         case = Case(shared / "parity" / "feature_nets", name, double)
         check(case)
         # Every published array is used, and every parameter is filled from one.
-        assert case.network.architecture.blueprint.shapes == case.keys
+        used = {key: shape for key, shape in case.keys.items() if not key.startswith("AuxLogits.")}
+        assert case.network.architecture.blueprint.shapes == used
+
+
+@pytest.fixture(scope="module")
+def inception(shared):
+    root = shared / "parity" / "feature_nets"
+    fixture = dict(np.load(root / "fid_inception.npz"))
+    state = fx.weights(root, "fid_inception", float(fixture["gain"]))
+    return features.load("fid_inception", weights=state), state, fixture
+
+
+def test_inception_with_its_pipeline_gives_the_published_outputs(inception):
+    network, _, fixture = inception
+    found = network(fixture["extra/pipeline_uint8_nchw"].transpose(0, 2, 3, 1))
+    assert tuple(found) == (*network.outputs, "features")
+    for name in network.outputs:
+        whole = fixture[f"extra/pipeline_{name}"]
+        assert np.abs(found[name] - whole).max() <= 5e-5 * np.abs(whole).max(), name
+
+
+def test_the_two_inceptions_do_not_take_each_other(shared, inception):
+    _, state, fixture = inception
+    with pytest.raises(UserError, match=r"fc.weight \(1008, 2048\), not \(1000, 2048\)"):
+        features.load("inception_v3_torchvision", weights=state)
+    root = shared / "parity" / "feature_nets"
+    other = fx.weights(root, "inception_v3_torchvision", float(fixture["gain"]))
+    with pytest.raises(UserError, match=r"fc.weight \(1000, 2048\), not \(1008, 2048\)"):
+        features.load("fid_inception", weights=other)
+    # With equal shapes, too, they are not the same function.
+    classes = {"fc.weight": state["fc.weight"][:1000], "fc.bias": state["fc.bias"][:1000]}
+    swapped = features.load("inception_v3_torchvision", weights=state | classes)
+    x = fx.picture("fid_inception", (1, 3, 139, 139)).transpose(0, 2, 3, 1) * 2 - 1
+    ours, theirs = (
+        quick_jit(lambda params, x, network=network: network.apply(params, x, ("features",)))(network.params, x)
+        for network in (inception[0], swapped)
+    )
+    assert np.abs(ours["features"] - theirs["features"]).max() > 0.05 * np.abs(ours["features"]).max()
