@@ -6,6 +6,7 @@ Importing this package registers all of them; a plug-in registers its own by `re
 from gantransfer.methods import (
     auxiliary_classifier,
     differentiable_augment,
+    fade_in,
     freeze_discriminator,
     freeze_generator,
     orthogonal_regularization,
@@ -21,6 +22,7 @@ __all__ = [
     "check_together",
     "describe",
     "differentiable_augment",
+    "fade_in",
     "freeze_discriminator",
     "freeze_generator",
     "orthogonal_regularization",

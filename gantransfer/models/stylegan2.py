@@ -49,6 +49,7 @@ OPTIONS: dict[str, Option] = {
     "noise": Option(True, bool, "the generator's layers add noise"),
     "minibatch_group": Option(4, int, "samples per group of the minibatch's standard deviation; 0 takes the batch"),
     "minibatch_channels": Option(1, int, "channels of the minibatch's standard deviation; 0 leaves it out"),
+    "fade_d": Option(False, bool, "the discriminator's first block is being faded in (transfer.resolution adds it)"),
     "resample_filter": Option("1_3_3_1", str, "taps of all resampling, joined with '_'"),
     "activation": Option("lrelu", tuple(ACTIVATIONS), "activation of convolutions and of the discriminator's end"),
     "conv_clamp": Option(256.0, float, "largest magnitude that a convolutional layer returns; 0 for no limit"),
@@ -119,6 +120,8 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
                 kind, least = "a whole" if allowed is int else "a", "above 0" if name in _POSITIVE else "at least 0"
                 raise UserError(f"model.{name}", value, f"{kind} number {least}")
     o = {name: option.default for name, option in OPTIONS.items()} | dict(options)
+    if o["fade_d"] and o["resolution"] < 16:
+        raise UserError("model.fade_d", True, "False below 16 pixels, where nothing was added")
     if o["w_avg_decay"] > 1:
         raise UserError("model.w_avg_decay", o["w_avg_decay"], "at most 1")
     for name in ("channel_base", "channel_base_d"):
@@ -192,6 +195,7 @@ def _discriminator(o: Mapping[str, Any]) -> Discriminator:
         plan=plan,
         group=o["minibatch_group"],
         deviations=o["minibatch_channels"],
+        fade=o["fade_d"],
     )
 
 
@@ -200,6 +204,8 @@ def _discriminator(o: Mapping[str, Any]) -> Discriminator:
 
 def _block(role: Role, path: str, resolution: int) -> int | None:
     top = path.split("/")[0]
+    if top.startswith("fade"):
+        return 0
     if top == "mapper" or (role == "discriminator" and top == "b4"):
         return None
     size = int(top.removeprefix("b"))
@@ -208,7 +214,7 @@ def _block(role: Role, path: str, resolution: int) -> int | None:
 
 def _layer(role: Role, path: str, resolution: int, architecture: str) -> int | None:
     block = _block(role, path, resolution)
-    if role == "generator" or block is None:
+    if role == "generator" or block is None or path.startswith("fade"):
         return None
     layers = ["conv0", "conv1"] + (["skip"] if architecture == "resnet" else [])
     # The first block, or every one, has a layer from RGB before the others.
@@ -219,6 +225,8 @@ def _layer(role: Role, path: str, resolution: int, architecture: str) -> int | N
 
 
 def _group(role: Role, path: str) -> str:
+    if path.startswith("fade"):
+        return "fade" if path == "fade" else "from_rgb"
     top, part = path.split("/")[:2]
     if top == "mapper":
         return "class_embedding" if part == "embed" else "mapping"

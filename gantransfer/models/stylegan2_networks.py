@@ -306,6 +306,8 @@ class Discriminator(nn.Module):
       recipes: of each block and, last, of the end.
       plan: of the mapping network of labels; None where there is one class.
       group, deviations: as in `Epilogue`.
+      fade: whether the first block was added to a network that had none of its size: what the rest is given is a share
+        of the block's output, the parameter `fade`, and for the remaining share what it was given before.
     """
 
     widths: tuple[int, ...]
@@ -314,6 +316,7 @@ class Discriminator(nn.Module):
     plan: MappingPlan | None
     group: int
     deviations: int
+    fade: bool = False
 
     @nn.compact
     def __call__(
@@ -329,6 +332,8 @@ class Discriminator(nn.Module):
             rgb = width if i == 0 or self.architecture == "skip" else None
             block = DiscriminatorBlock(self.widths[i + 1], rgb, self.architecture, self.recipes[i], name=f"b{size}")
             features, image = block(features, image)
+            if self.fade and i == 0:
+                features = self._faded(features, x)
             stages[f"b{size}"] = features
         labels = None
         if self.plan is not None:
@@ -344,3 +349,13 @@ class Discriminator(nn.Module):
         out, stages["pooled"] = end(features, image)
         logits = out[:, 0] if labels is None else (out * labels).sum(1) * labels.shape[1] ** -0.5
         return Judgement(logits, wanted(stages, want))
+
+    def _faded(self, features: Float[Array, "n h w i"], x: Float[Array, "n h2 w2 c"]) -> Float[Array, "n h w i"]:
+        share = self.param("fade", nn.initializers.ones, ()).astype(features.dtype)
+        if self.architecture == "skip":
+            # The next block adds what it sees of the smaller image to what it is given: all that there was before.
+            return share * features
+        r = self.recipes[1]
+        smaller = resampling.downsampled(x, r.filter, r.form)
+        before = Conv(self.widths[1], 1, r, name="fade_fromrgb")(smaller)
+        return share * features + (1 - share) * before.astype(features.dtype)

@@ -9,8 +9,9 @@ generator, whose last layer follows a batch norm and a rectifier, the lost facto
 bias; in a discriminator it becomes an option of the architecture, a factor on each of the two layers that see images.
 
 Resolution, StyleGAN2 only: a block above the highest starts with layers of random weights whose colours are zero, so
-that pictures are those of the source, upsampled; the discriminator's is random. Without its highest block a generator
-makes the partial sum of its colours at half the size.
+that pictures are those of the source, upsampled; the discriminator's is random, and has no share in what the next block
+is given until the method `fade_in` raises it. Without its highest block a generator makes the partial sum of its
+colours at half the size.
 """
 
 from functools import partial
@@ -90,16 +91,30 @@ def change_resolution(
         raise UserError(
             field_name, resolution, f"{old // 2} or {old * 2}, one block less or more than {source.info.name}"
         )
-    options = dict(source.info.options) | {"resolution": resolution}
+    source = without_fade(source)
+    fading = source.info.options["fade_d"]
+    if fading and resolution > old:
+        raise UserError(field_name, resolution, f"at most {old} until the block that was added has faded in")
+    options = dict(source.info.options) | {"resolution": resolution, "fade_d": False}
+    if resolution > old and source.discriminator is not None and resolution >= 16:
+        options["fade_d"] = True
     finish = partial(rebuild, source, f"{old} to {resolution} pixels", options, source.info.class_names)
     if resolution > old:
         colours = [f"params/b{resolution}/torgb/{leaf}" for leaf in ("kernel", "bias")]
         rewrite: Rewrite = lambda flat, shapes: {path: np.zeros(shapes[path].shape) for path in colours}
-        laws = ("generator: the source's images, upsampled, within 1e-6", "discriminator: its first block is random")
-        return finish({"generator": rewrite}, laws[: 1 + (source.discriminator is not None)], seed)
+        rewrites, laws = {"generator": rewrite}, ["generator: the source's images, upsampled, within 1e-6"]
+        if options["fade_d"]:
+            rewrites["discriminator"] = partial(_fading, old)
+            laws.append("discriminator: judges an image as the source judges it downsampled, within 1e-5")
+        elif source.discriminator is not None:
+            laws.append("discriminator: its first block is random")
+        return finish(rewrites, tuple(laws), seed)
     laws = ("generator: the sum of the source's colours up to this size, bitwise",)
     if source.discriminator is None:
         return finish({}, laws, seed)
+    if fading:
+        rewrites = {"discriminator": partial(_without_block, resolution)}
+        return finish(rewrites, (*laws, "discriminator: as it was before the block was added, as far as kept"), seed)
     if source.info.options["architecture_d"] == "skip":
         return finish({}, (*laws, "discriminator: from its second block on as the source's"), seed)
     if images is None:
@@ -109,6 +124,32 @@ def change_resolution(
     rewrites = {"discriminator": lambda flat, shapes: {f"{path}/{leaf}": value for leaf, value in fitted.items()}}
     note = f"discriminator/{path} is fitted to {len(images)} images by least squares, R2 {fit:.3f}"
     return finish(rewrites, (*laws, "discriminator: close to the source's, not equal"), seed, notes=(note,))
+
+
+def without_fade(source: Source) -> Source:
+    """A source whose added block has faded in, without what was there before; any other as it is."""
+    if source.discriminator is None or not source.info.options.get("fade_d"):
+        return source
+    if float(np.asarray(source.discriminator["params"]["fade"])) < 1:
+        return source
+    options = dict(source.info.options) | {"fade_d": False}
+    return rebuild(source, "a block that has faded in", options, source.info.class_names, {}, (), 0)[0]
+
+
+def _fading(old: int, flat: Leaves, shapes: Leaves) -> dict[str, np.ndarray]:
+    """No share for the new block, and the layer from colours that read images of the old size."""
+    before = {
+        f"params/fade_fromrgb/{leaf}": np.asarray(flat[f"params/b{old}/fromrgb/{leaf}"])
+        for leaf in ("kernel", "bias")
+        if f"params/fade_fromrgb/{leaf}" in shapes
+    }
+    return before | {"params/fade": np.zeros(())}
+
+
+def _without_block(resolution: int, flat: Leaves, shapes: Leaves) -> dict[str, np.ndarray]:
+    """The layer from colours that was there before a block was added, where it has not been in use since."""
+    kept = [leaf for leaf in ("kernel", "bias") if f"params/fade_fromrgb/{leaf}" in flat]
+    return {f"params/b{resolution}/fromrgb/{leaf}": np.asarray(flat[f"params/fade_fromrgb/{leaf}"]) for leaf in kept}
 
 
 # Channels.

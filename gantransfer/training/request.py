@@ -18,7 +18,7 @@ from gantransfer.pretrained.class_map import parse_class_map
 from gantransfer.pretrained.folder import read_source
 from gantransfer.pretrained.source import Source, fresh, load, with_info
 from gantransfer.pretrained.surgery import change_classes
-from gantransfer.pretrained.surgery_shape import change_channels, change_resolution
+from gantransfer.pretrained.surgery_shape import change_channels, change_resolution, without_fade
 from gantransfer.training.partition import get_mode
 from gantransfer.training.prepare import Log, Task, prepare
 from gantransfer.training.records import RunFolder
@@ -144,6 +144,7 @@ def reshape(config: ml_collections.ConfigDict, source: Source, images: ImageSet,
     replaced.
     """
     resolution, channels = config.transfer.resolution, config.transfer.channels
+    source = without_fade(source)
     if channels not in (None, source.info.channels):
         source, changes = change_channels(source, channels, config.seed)
         log(str(changes))

@@ -192,7 +192,7 @@ def make_optimizer(recipe: Recipe, role: Role) -> optax.GradientTransformation:
         adam = optax.scale_by_rms(decay=recipe.beta2, eps=recipe.eps, eps_in_sqrt=False, bias_correction=True)
     else:
         adam = optax.scale_by_adam(b1=recipe.beta1, b2=recipe.beta2, eps=recipe.eps)
-    # Sorted, as everywhere in a step: programs whose parts come in another order are not found in the compilation cache.
+    # Sorted, as everywhere in a step: a program whose parts change places is not found in the compilation cache.
     names = sorted({*recipe.rate_groups[role].values(), "weights"})
     return optax.partition({name: adam for name in names}, partial(rate_labels, recipe, role))
 

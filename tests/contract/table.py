@@ -199,6 +199,13 @@ CASES: dict[str, Case] = {
         neutral="weight_decay(strength_g=0.0, strength_d=0.0)",
         wrong={"weight_decay(strength_g=-1.0)": "weight_decay.strength_g"},
     ),
+    "fade_in": Case(
+        line="fade_in(kimg=0.016)",
+        observable=carried,
+        direction="higher",
+        acts_on=BOTH,
+        wrong={"fade_in(kimg=0.0)": "fade_in.kimg"},
+    ),
     "toy_lora": Case("toy_lora(scale=3.0)", weights_beside, "higher", BOTH),
     "toy_miner": Case("toy_miner(scale=0.25)", size_of_latents, "lower", BOTH),
     "toy_controller": Case("toy_controller(speed=0.5)", carried, "higher", BOTH),

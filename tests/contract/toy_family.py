@@ -55,12 +55,16 @@ class Generator(nn.Module):
 
 class Discriminator(nn.Module):
     num_classes: int
+    fade: bool = True
 
     @nn.compact
     def __call__(self, x: Array, c: Labels, train: bool = False, want: tuple[str, ...] = ()) -> Judgement:
         stages = {}
+        share = self.param("fade", nn.initializers.constant(0.25), ())
         for i in range(2):
-            name, x = f"b{x.shape[1]}", Block(False, name=f"block_{i}")(x)
+            name, given, x = f"b{x.shape[1]}", x, Block(False, name=f"block_{i}")(x)
+            if i == 0:
+                x = share * x + (1 - share) * nn.avg_pool(given, (2, 2), (2, 2))
             stages[name] = x
         features = stages["pooled"] = x.mean((1, 2))
         logits = nn.Dense(1, name="head")(features)[:, 0] + (
@@ -75,6 +79,7 @@ GROUPS = {"shared": "class_embedding", "linear": "linear", "out": "output"} | {
     "embed": "projection",
     "head": "head",
     "class_head": "class_head",
+    "fade": "fade",
 }
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from gantransfer.errors import UserError
-from gantransfer.models.resampling import make_filter, upsampled
+from gantransfer.models.resampling import downsampled, make_filter, upsampled
 from gantransfer.pretrained.source import latents
-from gantransfer.pretrained.surgery_shape import LUMA, change_channels, change_resolution
+from gantransfer.pretrained.surgery_shape import LUMA, change_channels, change_resolution, without_fade
 
 STYLEGAN2 = {
     "resolution": 16,
@@ -100,15 +100,46 @@ def doubled(images):
     return np.asarray(jax.jit(lambda x: upsampled(x, make_filter([1, 3, 3, 1]), "plain"))(images))
 
 
-def test_a_block_above_makes_the_source_s_images_upsampled(sixteen):
+def lively(source, tiny):
+    """With a discriminator of raw weights of size 1, as StyleGAN2's are, so that it tells images apart."""
+    kernels = {p: v for p, v in tiny.leaves(source.discriminator).items() if p.endswith("/kernel")}
+    larger = {p.replace("/", "__"): v * np.prod(v.shape[:-1]) ** 0.5 for p, v in kernels.items()}
+    return dataclasses.replace(source, discriminator=tiny.replace_leaves(source.discriminator, **larger))
+
+
+@pytest.mark.parametrize("architecture", ["resnet", "skip", "orig"])
+def test_a_block_above_changes_neither_images_nor_judgements(tiny, architecture):
+    sixteen = lively(tiny.make_of("stylegan2", **STYLEGAN2 | {"architecture_d": architecture}), tiny)
     target, report = change_resolution(sixteen, 32)
     assert target.info.resolution == 32
     z = latents(3, 12, seed=3)
-    close(target.generate(z), doubled(sixteen.generate(z)), 1e-6)
+    before = sixteen.generate(z)
+    close(target.generate(z), doubled(before), 1e-6)
     assert "b32/conv0/kernel" in report.fresh()["generator"] and "b32/conv0/kernel" in report.fresh()["discriminator"]
-    assert report.leaves["discriminator/params/b16/fromrgb/kernel"] == "dropped"
     assert report.leaves["discriminator/params/b16/conv0/kernel"] == "kept"
-    assert np.isfinite(target.judge(np.clip(target.generate(z), -1, 1))).all()
+    large = np.clip(np.random.default_rng(0).standard_normal((3, 32, 32, 3)).astype(np.float32), -1, 1)
+    halved = np.asarray(jax.jit(lambda x: downsampled(x, make_filter([1, 3, 3, 1]), "plain"))(large))
+    wanted = sixteen.judge(halved)
+    assert wanted.std() > 0.01
+    close(target.judge(large), wanted)
+
+
+def with_share(source, tiny, share):
+    return dataclasses.replace(source, discriminator=tiny.replace_leaves(source.discriminator, params__fade=share))
+
+
+def test_a_block_that_has_faded_in_is_all_that_is_left(sixteen, tiny):
+    target = lively(change_resolution(sixteen, 32)[0], tiny)
+    images = np.clip(np.random.default_rng(0).standard_normal((3, 32, 32, 3)).astype(np.float32), -1, 1)
+    half, whole = (with_share(target, tiny, share) for share in (0.5, 1.0))
+    assert np.abs(half.judge(images) - whole.judge(images)).max() > 1e-2
+    assert without_fade(half) is half
+    settled = without_fade(whole)
+    assert "params/fade_fromrgb/kernel" not in tiny.leaves(settled.discriminator)
+    np.testing.assert_array_equal(settled.judge(images), whole.judge(images))
+    with pytest.raises(UserError, match="at most 32 until the block that was added has faded in"):
+        change_resolution(half, 64)
+    assert change_resolution(whole, 64)[0].info.options["fade_d"]
 
 
 def test_without_its_highest_block_it_makes_the_partial_sum_of_colours(sixteen, tiny):
@@ -129,6 +160,8 @@ def test_up_and_down_is_the_source(sixteen):
     back, _ = change_resolution(there, 16)
     z = latents(3, 12, seed=3)
     np.testing.assert_array_equal(back.generate(z), sixteen.generate(z))
+    x = np.clip(np.random.default_rng(0).standard_normal((3, 16, 16, 3)).astype(np.float32), -1, 1)
+    np.testing.assert_array_equal(back.judge(x), sixteen.judge(x))
 
 
 def test_a_fitted_layer_from_colours_judges_nearer_to_the_source_than_a_random_one(sixteen):
