@@ -5,10 +5,10 @@ The 2-D playground of gan-transfer (Grigoryev, Voynov, Babenko: When, Why, and W
 
 python launch/experiments/plane.py ways --seeds 0,1,2 --workdir runs/plane        # none, G, D or both transferred
 python launch/experiments/plane.py snapshots --seeds 0,1,2 --workdir runs/plane   # every snapshot finetuned
-python launch/experiments/plane.py page --workdir runs/plane                      # docs/results/plane.md, its figures
+python launch/experiments/plane_page.py --workdir runs/plane                      # tables and figures of both
 
-The first two go on where they were stopped. Games of different seeds or sources are played side by side (`vmap`), and
-the steps between two measurements are one compiled loop (`scan`).
+Both studies go on where they were stopped. Games of different seeds or sources are played side by side (`vmap`), and
+the steps between two measurements are one compiled loop.
 """
 
 import argparse
@@ -193,15 +193,14 @@ def _generator_step(game: Game, key: Key[Array, ""]) -> Game:
     return game._replace(generator=_stepped(game.generator, gradient, running))
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "distribution"))
-def play(games: Game, keys: Key[Array, " g"], first: Int[Array, ""], steps: int, distribution: str) -> Game:
-    """Plays some games side by side for `steps` generator steps, each after the first of four discriminator steps.
+@functools.partial(jax.jit, static_argnames="distribution")
+def play(games: Game, keys: Key[Array, " g"], first: int, last: int, distribution: str) -> Game:
+    """Plays some games side by side: for each generator step four of the discriminator, the first of them before it.
 
     Args:
       games: with a leading axis of games.
       keys: a game's whole randomness; step number n of a game folds n in.
-      first: number of the first step.
-      steps: how many.
+      first, last: generator steps [first, last).
       distribution: where the reals are from.
     """
 
@@ -211,17 +210,17 @@ def play(games: Game, keys: Key[Array, " g"], first: Int[Array, ""], steps: int,
         # A loop, so that the step is compiled once more and not three times.
         return jax.lax.scan(lambda game, draw: (_discriminator_step(game, draw, distribution), None), game, keys[2:])[0]
 
-    def body(games: Game, number: Int[Array, ""]) -> tuple[Game, None]:
-        return jax.vmap(step)(games, jax.vmap(jax.random.fold_in, (0, None))(keys, number)), None
+    def body(number: Int[Array, ""], games: Game) -> Game:
+        return jax.vmap(step)(games, jax.vmap(jax.random.fold_in, (0, None))(keys, number))
 
-    return jax.lax.scan(body, games, first + jnp.arange(steps))[0]
+    return jax.lax.fori_loop(first, last, body, games)
 
 
 # --- measurements
 
 
 @functools.partial(jax.jit, static_argnames="n")
-def _samples(games: Game, key: Key[Array, ""], n: int) -> tuple[Float[Array, "g n 2"], Float[Array, "g n 2"]]:
+def samples(games: Game, key: Key[Array, ""], n: int) -> tuple[Float[Array, "g n 2"], Float[Array, "g n 2"]]:
     """Points of each game's generator, with stored statistics, and the gradient of its loss with respect to each."""
 
     def one(game: Game) -> tuple[Points, Points]:
@@ -264,7 +263,7 @@ def measure(games: Game, seed: int, transported: int = TRANSPORTED) -> list[dict
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 7))
     count = max(transported, MEASURED)
     target = np.asarray(DISTRIBUTIONS["target"](keys[0], count), np.float64)
-    points, gradients = (np.asarray(array, np.float64) for array in _samples(games, keys[1], count))
+    points, gradients = (np.asarray(array, np.float64) for array in samples(games, keys[1], count))
     found = []
     for own, pull in zip(points, gradients, strict=True):
         few, some = target[:MEASURED], own[:MEASURED]
@@ -301,7 +300,7 @@ def histories(distribution: str, seeds: Sequence[int], steps: int = SOURCE_STEPS
     keys = game_keys([(number, seed, 1) for seed in seeds])
     found = [games]
     for first in range(0, steps, every):
-        games = play(games, keys, jnp.asarray(first), every, distribution)
+        games = play(games, keys, first, first + every, distribution)
         found.append(games)
     return found
 
@@ -330,7 +329,7 @@ def finetuned(
     keys = game_keys([(11, *name) for name in names])
     found = [[one] for one in measure(games, seed, transported)]
     for first in range(0, steps, INTERVAL):
-        games = play(games, keys, jnp.asarray(first), INTERVAL, "target")
+        games = play(games, keys, first, first + INTERVAL, "target")
         for past, now in zip(found, measure(games, seed, transported), strict=True):
             past.append(now)
     return found
@@ -361,7 +360,7 @@ class Records:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-def _source(workdir: Path, distribution: str, seed: int) -> list[Game]:
+def source_history(workdir: Path, distribution: str, seed: int) -> list[Game]:
     """A source's history, trained once and then read from the work directory."""
     path = workdir / f"{distribution}_{seed}.npz"
     template = stacked([new_game(jax.random.key(0))] * (SOURCE_STEPS // INTERVAL + 1))
@@ -395,7 +394,8 @@ def run_ways(workdir: Path, seeds: Sequence[int]) -> None:
     ]
     for chunk in _chunks(records.missing(asked)):
         games = [
-            transferred(_source(workdir, one["source"], one["seed"])[-1], one["way"], one["seed"]) for one in chunk
+            transferred(source_history(workdir, one["source"], one["seed"])[-1], one["way"], one["seed"])
+            for one in chunk
         ]
         names = [(list(DISTRIBUTIONS).index(one["source"]), one["seed"], WAYS.index(one["way"])) for one in chunk]
         found = _side_by_side(games, names)
@@ -410,7 +410,7 @@ def run_snapshots(workdir: Path, seeds: Sequence[int]) -> None:
     asked = [{"seed": seed, "age": age} for seed in seeds for age in ages]
     for chunk in _chunks(records.missing(asked)):
         games = [
-            transferred(_source(workdir, "circle", one["seed"])[one["age"] // INTERVAL], "both", one["seed"])
+            transferred(source_history(workdir, "circle", one["seed"])[one["age"] // INTERVAL], "both", one["seed"])
             for one in chunk
         ]
         found = _side_by_side(games, [(20, one["seed"], one["age"]) for one in chunk])
@@ -425,51 +425,15 @@ def _side_by_side(games: list[Game], names: list[tuple[int, ...]]) -> list[list[
     return found[: len(games)]
 
 
-# --- what the numbers say
-
-
-def score(line: dict[str, Any]) -> float:
-    """Of a finetuning: its lowest Wasserstein distance to the target, the start included."""
-    return min(one["wasserstein"] for one in line["measured"])
-
-
-def pearson(a: Sequence[float], b: Sequence[float]) -> float:
-    """Linear correlation."""
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def partial_correlation(a: Sequence[float], b: Sequence[float], given: Sequence[float]) -> float:
-    """Correlation of what is left of `a` and `b` when the line through `given` is taken out of both."""
-    with_each = [np.ones(len(given)), np.asarray(given, float)]
-    design = np.stack(with_each, axis=1)
-    left = [np.asarray(x, float) - design @ np.linalg.lstsq(design, np.asarray(x, float))[0] for x in (a, b)]
-    return pearson(*left)
-
-
-PREDICTORS = ("recall", "precision", "similarity", "age")
-
-
-def predictors(lines: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """For each snapshot what was known before finetuning, and its score."""
-    start = {name: [line["measured"][0][name] for line in lines] for name in PREDICTORS if name != "age"}
-    return start | {"age": [line["age"] for line in lines], "score": [score(line) for line in lines]}
-
-
 def main() -> None:
     """The command line of this file's docstring."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=["ways", "snapshots", "page"])
+    parser.add_argument("what", choices=["ways", "snapshots"])
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--workdir", type=Path, default=Path("runs/plane"))
     args = parser.parse_args()
     seeds = [int(seed) for seed in args.seeds.split(",")]
-    if args.what == "page":
-        # Matplotlib is needed for figures only.
-        from plane_page import write_page
-
-        write_page(args.workdir)
-    else:
-        {"ways": run_ways, "snapshots": run_snapshots}[args.what](args.workdir, seeds)
+    {"ways": run_ways, "snapshots": run_snapshots}[args.what](args.workdir, seeds)
 
 
 if __name__ == "__main__":
