@@ -43,6 +43,44 @@ def make(name: str) -> str:
     if name == "methods":
         lines = [methods.describe(methods.REGISTRY[method]).rpartition("): ") for method in sorted(methods.REGISTRY)]
         return table(("method and its defaults", "what it does"), [(f"`{call})`", text) for call, _, text in lines])
+    if name == "metrics":
+        from gantransfer.metrics.registry import METRICS
+
+        return table(
+            ("`--metrics`", "numbers", "better", "what it is", "source", "network", "settings", "least images"),
+            [
+                (
+                    f"`{metric.name}`",
+                    ", ".join(f"`{made}`" for made in metric.makes),
+                    metric.better,
+                    metric.about,
+                    metric.paper,
+                    metric.network or ("the protocol's" if metric.needs_network else "none"),
+                    ", ".join(f"`{key}={value}`" for key, value in metric.settings.items()),
+                    metric.least_images(metric.settings),
+                )
+                for metric in METRICS.values()
+            ],
+        )
+    if name == "protocols":
+        from gantransfer.metrics.protocols import PROTOCOLS
+
+        return table(
+            ("protocol", "samples", "labels", "pixels of Inception", "metrics", "made to compare with"),
+            [
+                (
+                    f"`{protocol.name}`",
+                    {"reference": "as many as real images", "by_size": "5,000 to 50,000, as the data has"}.get(
+                        str(protocol.count), protocol.count
+                    ),
+                    protocol.labels,
+                    f"`{protocol.pipeline}`",
+                    ", ".join(f"`{metric}`" for metric in protocol.metrics),
+                    protocol.about,
+                )
+                for protocol in PROTOCOLS.values()
+            ],
+        )
     if name == "sources":
         return table(
             ("source", "family", "images", "classes", "G + D", "licence", "commercial use", "what it is"),

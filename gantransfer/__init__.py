@@ -21,6 +21,7 @@ _API = (
     "load",
     "report",
     "sample",
+    "select",
 )
 
 __all__ = ["__version__", *_API]

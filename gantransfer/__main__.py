@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   gantransfer sample --source runs/flowers --seeds 0-15 --classes rose,tulip --truncation 0.8 --output samples.png
   gantransfer evaluate --source runs/flowers --data flowers.zip --features digits_cnn
   gantransfer evaluate --source samples/ --data flowers.zip --protocol clean
+  gantransfer select --sources glyphs,runs/a --data flowers.zip
   gantransfer report runs/a runs/b --output compare.html
   gantransfer convert weights/G_ema.pth converted/ --licence MIT
   gantransfer export runs/flowers biggan-pytorch exported/
@@ -119,6 +120,7 @@ def build_parser() -> _Parser:
     evaluate.add_argument(
         "--weights", action="append", default=[], metavar="[NAME=]PATH", help="published weights of a feature network"
     )
+    evaluate.add_argument("--set", action="append", default=[], metavar="METRIC.SETTING=VALUE", help="such as prdc.k=3")
     evaluate.add_argument(
         "--train", default=None, metavar="DATA", help="what the source was trained on; default: the run's"
     )
@@ -129,6 +131,22 @@ def build_parser() -> _Parser:
     compare.add_argument("a", metavar="A", help="a run, or a file of lines that evaluate printed")
     compare.add_argument("b", metavar="B", help="another")
     compare.add_argument("--force", action="store_true", help="also where they were measured by different protocols")
+
+    select = verbs.add_parser(
+        "select", help="rank sources for a target set, or feature networks for a source", allow_abbrev=False
+    )
+    select.add_argument("--data", required=True, help="the target's images")
+    select.add_argument("--sources", required=True, help="comma-separated: what is ranked; one with --networks")
+    select.add_argument("--features", default="fid_inception", help="network in which sources are compared")
+    select.add_argument("--networks", default=None, help="comma-separated: rank feature networks for the one source")
+    select.add_argument("--by", default="samples", help="samples of the sources, or the images they were trained on")
+    select.add_argument("--num_images", type=int, default=None, help="of each side; default: all, up to 10,000")
+    select.add_argument("--k", type=int, default=5, help="neighbour that sets the radius of recall and precision")
+    select.add_argument("--seed", type=int, default=0, help="of samples and draws")
+    select.add_argument(
+        "--weights", action="append", default=[], metavar="[NAME=]PATH", help="published weights of a feature network"
+    )
+    select.add_argument("--output", default=None, metavar="FOLDER", help="for selection.json and selection.png")
 
     report = verbs.add_parser("report", help="write one HTML page about one or several runs", allow_abbrev=False)
     report.add_argument("runs", nargs="+", help="run folders")
@@ -232,9 +250,11 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from gantransfer import api
 
     named = ("features", "protocol", "num_images", "seed", "truncation", "weights", "train", "output", "batch")
-    metrics = None if options.metrics is None else [name.strip() for name in options.metrics.split(",")]
-    settings = {name: getattr(options, name) for name in named}
-    for record in api.evaluate(options.source, options.data, metrics=metrics, **settings):
+    metrics = None if options.metrics is None else _listed(options.metrics)
+    given = {name: getattr(options, name) for name in named}
+    for record in api.evaluate(
+        options.source, options.data, metrics=metrics, settings=_pairs("--set", options.set), **given
+    ):
         print(json.dumps(record))
 
 
@@ -251,6 +271,34 @@ def run_compare(options: argparse.Namespace) -> int:
     return 2 if lines and not options.force else 0
 
 
+def run_select(options: argparse.Namespace) -> None:
+    """The verb select."""
+    from gantransfer import api, measuring
+
+    named = ("features", "by", "num_images", "k", "seed", "weights", "output")
+    networks = None if options.networks is None else _listed(options.networks)
+    settings = {name: getattr(options, name) for name in named}
+    rows = api.select(_listed(options.sources), options.data, networks=networks, **settings)
+    print(measuring.selection_table(rows), file=sys.stderr)
+    for row in rows:
+        print(json.dumps(row))
+
+
+def _pairs(flag: str, texts: Sequence[str]) -> dict[str, str]:
+    """Reads NAME=VALUE, as often as given."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise UserError(flag, text, "NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def run_report(options: argparse.Namespace) -> None:
     """The verb report."""
     from gantransfer import api
@@ -262,12 +310,7 @@ def run_convert(options: argparse.Namespace) -> None:
     """The verb convert."""
     from gantransfer import api
 
-    settings: dict[str, str] = {}
-    for text in options.option:
-        name, equals, value = text.partition("=")
-        if not (name and equals):
-            raise UserError("--option", text, "NAME=VALUE")
-        settings[name] = value
+    settings = _pairs("--option", options.option)
     named = ("licence", "origin", "name", "class_names", "drop", "missing", "layout", "seed")
     report = api.convert(
         options.checkpoint, options.out, options=settings, **{name: getattr(options, name) for name in named}
@@ -304,6 +347,7 @@ def dispatch(options: argparse.Namespace, fields: dict[str, str]) -> int | None:
         "sample": run_sample,
         "evaluate": run_evaluate,
         "compare": run_compare,
+        "select": run_select,
         "report": run_report,
         "convert": run_convert,
         "export": run_export,

@@ -3,15 +3,14 @@
 source = gantransfer.load("glyphs")
 run = gantransfer.finetune(source, data="flowers.zip", mode="class_embedding_only", kimg=50, workdir="runs/flowers")
 images = run.source.sample(16)
-gantransfer.evaluate(run, data="flowers.zip", features="digits_cnn")
+gantransfer.evaluate(run, data="flowers.zip", metrics=["fid", "kid"])
+gantransfer.select(["glyphs", "runs/a"], data="flowers.zip")
 gantransfer.report([run])
 gantransfer.convert("G_ema.pth", "converted/")
 gantransfer.export(run, "biggan-pytorch", "exported/")
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,15 @@ from PIL import Image
 
 from gantransfer import config as fields
 from gantransfer import methods
-from gantransfer.data import ImageSet
 from gantransfer.errors import UserError, one_of
+from gantransfer.measuring import evaluate, select
 from gantransfer.methods.hooks import describe
-from gantransfer.metrics import request
-from gantransfer.metrics.measure import Surroundings
-from gantransfer.metrics.protocols import make_plan
-from gantransfer.metrics.records import append, evaluations
-from gantransfer.metrics.statistics import Reference
 from gantransfer.models import FAMILIES
 from gantransfer.pretrained import catalogue
 from gantransfer.pretrained import export as exporting
 from gantransfer.pretrained.convert import convert
 from gantransfer.pretrained.source import Source, latents, load, to_uint8
+from gantransfer.run import Run, check_truncation, opened
 from gantransfer.training import evaluator, loop
 from gantransfer.training.partition import MODES, get_mode
 from gantransfer.training.records import RunFolder, read_run_json
@@ -53,66 +48,12 @@ __all__ = [
     "load",
     "report",
     "sample",
+    "select",
 ]
 
 MOST_SEEDS = 100_000
-# Classifiers that ship: with one of them alone an evaluation is the quickstart's.
-QUICKSTART_NETWORKS = ("digits_cnn", "letters_cnn")
 LISTINGS = ("sources", "modes", "methods", "families", "features", "config")
 list_sources = catalogue.list_sources
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder, finished or not.
-
-    Attributes:
-      path: the folder.
-    """
-
-    path: str | Path
-
-    def __post_init__(self) -> None:
-        # A run can be named by text too, and by "~".
-        object.__setattr__(self, "path", Path(self.path).expanduser())
-
-    @property
-    def snapshot(self) -> Path | None:
-        """The newest snapshot's folder."""
-        found = sorted(
-            (path for path in (self.path / "snapshots").glob("*") if path.name.isdigit()),
-            key=lambda path: int(path.name),
-        )
-        return found[-1] if found else None
-
-    @property
-    def source(self) -> Source:
-        """The networks of the newest snapshot."""
-        return load(str(self.path))
-
-    @property
-    def images_seen(self) -> int:
-        """Real images shown to the discriminator, as far as the newest snapshot tells."""
-        return int(self.snapshot.name) if self.snapshot else 0
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """One record per tick."""
-        return _lines(self.path / "metrics.jsonl")
-
-    @property
-    def partition(self) -> list[dict[str, Any]]:
-        """One record per leaf: role, path, group, whether it trains and why, parameters."""
-        return json.loads((self.path / "partition.json").read_text("utf-8"))
-
-    @property
-    def evaluations(self) -> list[dict[str, Any]]:
-        """One record per evaluation."""
-        return _lines(self.path / "evaluations.jsonl")
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line] if path.is_file() else []
 
 
 # ------------------------------------------------------------------------------------------------------------- finetune
@@ -279,8 +220,8 @@ def sample(
 
     numbers, output = parse_seeds(seeds), Path(output)
     _check_output(output, interpolate)
-    _check_truncation(truncation)
-    source = _opened(source)
+    check_truncation(truncation)
+    source = opened(source)
     rows = source.class_indices(classes).tolist()
     z_dim, latent = source.networks.z_dim, source.networks.latent
     z = np.concatenate([latents(1, z_dim, seed, cut=truncation < 1, latent=latent) for seed in numbers])
@@ -303,12 +244,6 @@ def sample(
     return written
 
 
-def _opened(source: str | Path | Run | Source) -> Source:
-    if isinstance(source, Run):
-        return source.source
-    return source if isinstance(source, Source) else load(str(source))
-
-
 def _check_output(output: Path, frames: int | None) -> None:
     """Raises `UserError` for an output that cannot be written, before images are made for it."""
     kinds = ("", ".png") if frames is None else (".png", ".gif", ".mp4")
@@ -319,11 +254,6 @@ def _check_output(output: Path, frames: int | None) -> None:
         raise UserError("--output", str(output), "another name; this one is taken by a file or folder of another kind")
     if frames is not None and frames < 2:
         raise UserError("--interpolate", frames, "at least 2 frames")
-
-
-def _check_truncation(truncation: float) -> None:
-    if not 0 < truncation <= 1:
-        raise UserError("--truncation", truncation, "above 0, up to 1")
 
 
 def _write_walk(source: Source, output: Path, z: np.ndarray, rows: list[int], truncation: float, frames: int) -> Path:
@@ -359,88 +289,7 @@ def parse_seeds(seeds: str | Sequence[int]) -> list[int]:
     return [seed for numbers in ranges for seed in numbers]
 
 
-# -------------------------------------------------------------------------------------------------- evaluate and report
-
-
-def evaluate(
-    source: str | Path | Run | Source | ImageSet,
-    data: str | Path | ImageSet,
-    *,
-    metrics: Sequence[str] | None = None,
-    features: str | None = None,
-    protocol: str | None = None,
-    num_images: int | None = None,
-    seed: int = 0,
-    truncation: float = 1.0,
-    weights: Sequence[str] = (),
-    train: str | Path | ImageSet | None = None,
-    train_images: UInt8[np.ndarray, "n h w c"] | None = None,
-    output: str | Path | None = None,
-    batch: int | None = None,
-) -> list[dict[str, Any]]:
-    """Measures generated images against real ones (docs/metrics.md).
-
-    Args:
-      source: what `load` takes, a run or source; or images to be judged: a folder, a zip, a set.
-      data: reference images.
-      metrics: by name; None: those of the protocol.
-      features: one feature network for all metrics, `gantransfer list features`; None: those of the protocol.
-      protocol: by name; None: `default`. With `features` alone, a classifier of the source's classes that ships: the
-        quickstart's record.
-      num_images: generated images; None: the protocol's number (the quickstart's: 2,000).
-      seed, truncation: of the generated images.
-      weights: files of the networks' published weights: `NAME=PATH`, or one PATH for `features`.
-      train: the images that the source was trained on, for the memorisation check; None: those of the run, where the
-        source is a run.
-      train_images: the same as an array, for the quickstart's record.
-      output: a folder for pictures; None: the run's, where the source is a run, else none are written.
-      batch: images per program call.
-
-    Returns:
-      A record for each number, with everything that it was measured under; a run also gets them as lines of its
-      evaluations. Of the quickstart's measure one record, `{"metrics": ..., "protocol": ...}`.
-
-    Raises:
-      UserError: an unknown metric, network or protocol, images that do not fit, or too few of them.
-    """
-    _check_truncation(truncation)
-    if num_images is not None and num_images < 2:
-        raise UserError("--num_images", num_images, "at least 2")
-    judged = request.judged(source) if isinstance(source, str | Path | ImageSet) else None
-    run = source if isinstance(source, Run) else _run_at(source) if isinstance(source, str | Path) else None
-    if judged is None:
-        judged = _opened(source)
-    alike = isinstance(judged, ImageSet)
-    images = request.reference_for(data, judged)
-    if metrics is None and protocol is None and features in QUICKSTART_NETWORKS and not alike:
-        if train_images is None and run is not None:
-            train_images = evaluator.trained_on(run.path, judged).arrays()[0]
-        settings = {"num_images": num_images or 2000, "seed": seed, "truncation": truncation}
-        return [evaluator.quickstart_record(judged, images, features, **settings, train_images=train_images)]
-    trained = None
-    if train is not None:
-        trained = request.reference_for(train, judged)
-    elif run is not None:
-        trained = evaluator.trained_on(run.path, judged)
-    plan = make_plan(
-        protocol or "default", metrics, features, num_images, truncation, len(trained) if trained else None
-    )
-    if output is None and run is not None:
-        output = run.path / "evaluations" / f"{judged.info.images_seen or 0:09d}"
-    how = Surroundings(Reference(), resume=True, batch=batch, folder=Path(output) if output else None)
-    records = request.evaluate(judged, images, plan, trained, seed, truncation, weights, how)
-    if run is not None:
-        seen = judged.info.images_seen or 0
-        found = [{"images_seen": seen, "kimg": seen / 1000, "asked": True, **line} for line in evaluations(records)]
-        append(run.path / "evaluations.jsonl", found)
-    return records
-
-
-def _run_at(name: str | Path) -> Run | None:
-    """The run that a source's name means (`RUN` or `RUN@SNAPSHOT`), or None."""
-    places = (Path(name), Path(str(name).rpartition("@")[0]))
-    found = [place for place in places if (place / "snapshots").is_dir() and (place / "data.json").is_file()]
-    return Run(found[0]) if found else None
+# --------------------------------------------------------------------------------------------------- export and report
 
 
 def export(source: str | Path | Run | Source, form: str, out: str | Path, *, truncation: float = 1.0) -> list[Path]:
@@ -450,7 +299,7 @@ def export(source: str | Path | Run | Source, form: str, out: str | Path, *, tru
     that is made. See `gantransfer.pretrained.export.export` for the rest.
     """
     one_of("format", form, exporting.FORMATS)
-    return exporting.export(_opened(source), form, out, truncation=truncation)
+    return exporting.export(opened(source), form, out, truncation=truncation)
 
 
 def report(

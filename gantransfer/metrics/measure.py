@@ -16,11 +16,11 @@ import numpy as np
 
 from gantransfer import __version__
 from gantransfer.errors import UserError
+from gantransfer.metrics.metric import Case, Metric, Value
 from gantransfer.metrics.pictures import QUANTISATION, GeneratedPictures, Pictures, RealPictures, check_sizes
 from gantransfer.metrics.progress import Progress
 from gantransfer.metrics.protocols import Plan
 from gantransfer.metrics.records import Record
-from gantransfer.metrics.registry import Case, Metric, Value
 from gantransfer.metrics.statistics import FEATURES, Parts, Reference, Statistics, gather
 
 # Words of notes of a set that tell how its pictures were changed when they were opened.
@@ -30,10 +30,10 @@ PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "pillow")
 
 @dataclass(frozen=True)
 class Job:
-    """One metric of an evaluation: its network's name and its settings."""
+    """One metric of an evaluation: its network's name (None: it needs none) and its settings."""
 
     metric: Metric
-    network: str
+    network: str | None
     settings: Mapping[str, Any]
 
 
@@ -68,7 +68,7 @@ def jobs_of(plan: Plan, fake: Pictures, real: Pictures, train: Pictures | None) 
     for metric in plan.metrics:
         settings, name = plan.protocol.settings_of(metric), metric.name
         least = metric.least_images(settings)
-        judged = [("generated", fake)] + ([("real", real)] if metric.real else [])
+        judged = [("generated", fake)] + ([("real", real)] if metric.needs_real else [])
         for kind, side in judged:
             if len(side) < least:
                 value = f"{len(side)} {kind} images ({side.name})"
@@ -82,7 +82,7 @@ def jobs_of(plan: Plan, fake: Pictures, real: Pictures, train: Pictures | None) 
             _check_classes(name, fake, real)
         if metric.generator and not isinstance(fake, GeneratedPictures):
             raise UserError(name, fake.name, "a source that generates, not pictures of one")
-        jobs.append(Job(metric, plan.network_of(metric), settings))
+        jobs.append(Job(metric, plan.network_of(metric) if metric.needs_network else None, settings))
     return jobs
 
 
@@ -128,13 +128,13 @@ def measure(
     how = how or Surroundings()
     began = time.monotonic()
     jobs = jobs_of(plan, fake, real, train)
-    networks = {name: load(name) for name in dict.fromkeys(job.network for job in jobs)}
-    jobs = [_with_outputs(job, networks[job.network]) for job in jobs]
+    networks = {name: load(name) for name in dict.fromkeys(job.network for job in jobs) if name is not None}
+    jobs = [_with_outputs(job, networks.get(job.network)) for job in jobs]
     sides = _pass(jobs, networks, {"fake": fake, "real": real, "train": train}, how)
     records: list[Record] = []
     shared = _protocol(plan, fake, real, seed) | dict(about or {})
     for job in jobs:
-        network, most = networks[job.network], plan.protocol.most_real.get(job.metric.name)
+        network, most = networks.get(job.network), plan.protocol.most_real.get(job.metric.name)
         found = _one_side(sides["real"], job.network, most, len(real))
         case = Case(
             real=found,
@@ -151,10 +151,10 @@ def measure(
         )
         for value in job.metric.compute(case):
             own = {
-                "n_real": found.count if job.metric.real else None,
-                "network": network.name,
-                "network_sha256": network.sha256,
-                "pipeline": network.info.get("preprocessing"),
+                "n_real": found.count if job.metric.needs_real else None,
+                "network": network and network.name,
+                "network_sha256": network and network.sha256,
+                "pipeline": network and network.info.get("preprocessing"),
                 "divisor": {1: "n - 1", 0: "n"}.get(job.settings.get("ddof", -1)),
                 "settings": dict(job.settings),
             }
@@ -194,7 +194,7 @@ def _pass(
             if side == "train" and not job.metric.train:
                 continue
             kinds = {job.settings["logits"] if kind == "logits" and "logits" in job.settings else kind for kind in own}
-            if kinds:
+            if kinds and job.network is not None:
                 wants[job.network] = wants.get(job.network, frozenset()) | kinds
         chosen = {name: networks[name] for name in wants}
         if not chosen or pictures[side] is None:
@@ -213,7 +213,7 @@ def _pass(
     return found
 
 
-def _one_side(sides: Mapping[str, Statistics], network: str, most: int | None, count: int) -> Statistics:
+def _one_side(sides: Mapping[str, Statistics], network: str | None, most: int | None, count: int) -> Statistics:
     found = sides.get(network, Statistics(count))
     if most is None or found.count <= most:
         return found

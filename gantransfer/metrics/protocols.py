@@ -16,8 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gantransfer.config import literal
 from gantransfer.errors import UserError, one_of
-from gantransfer.metrics.registry import Metric, find
+from gantransfer.metrics.metric import Metric
+from gantransfer.metrics.registry import find
 
 LEAST_DEFAULT, MOST_DEFAULT = 5_000, 50_000
 # With fewer training images copying is the usual failure, and distances to the training images reward it.
@@ -163,6 +165,7 @@ def make_plan(
     num_images: int | None = None,
     truncation: float = 1.0,
     training_images: int | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Plan:
     """What is to be measured.
 
@@ -174,9 +177,10 @@ def make_plan(
       num_images: generated images, instead of the protocol's number.
       truncation: of the samples; published numbers take 1.
       training_images: how many the generator was trained on; None: not known.
+      settings: of metrics, by dotted name, such as `{"prdc.k": 3}`; text is read as a number where it is one.
 
     Raises:
-      UserError: for an unknown protocol or metric.
+      UserError: for an unknown protocol, metric or setting.
     """
     named = get_protocol(protocol) if isinstance(protocol, str) else protocol
     overrides: dict[str, Any] = {}
@@ -192,7 +196,29 @@ def make_plan(
         named = replace(named, count=num_images)
     if truncation != 1:
         overrides["truncation"] = truncation
-    return Plan(named, tuple(find(name) for name in asked), overrides)
+    found = tuple(find(name) for name in asked)
+    if settings:
+        named = _changed(named, found, settings)
+        overrides["settings"] = {name: literal(value) for name, value in settings.items()}
+    return Plan(named, found, overrides)
+
+
+def _changed(protocol: Protocol, metrics: Sequence[Metric], settings: Mapping[str, Any]) -> Protocol:
+    """The protocol with other settings of its metrics."""
+    by_name = {metric.name: metric for metric in metrics}
+    changed = {name: dict(own) for name, own in protocol.settings.items()}
+    for dotted, value in settings.items():
+        name, _, setting = dotted.partition(".")
+        metric = by_name[one_of("--set", name, by_name)]
+        default, read = metric.settings[one_of(f"--set {name}", setting, metric.settings)], literal(value)
+        if (
+            default is not None
+            and type(read) is not type(default)
+            and not (type(default) is float and type(read) is int)
+        ):
+            raise UserError(f"--set {dotted}", value, f"a value like {default!r}")
+        changed.setdefault(name, {})[setting] = read
+    return replace(protocol, settings=changed)
 
 
 def summary(protocol: Protocol) -> str:

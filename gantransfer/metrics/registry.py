@@ -3,107 +3,13 @@
 A protocol picks metrics and their settings; `measure` sees to it that what they need is there and computed once.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gantransfer.errors import UserError, one_of
-from gantransfer.metrics.pictures import Pictures
-from gantransfer.metrics.statistics import Statistics
-
-NOTHING: frozenset[str] = frozenset()
-MOMENTS = frozenset({"moments"})
-FEATURES = frozenset({"features"})
-LOGITS = frozenset({"logits"})
-
-
-@dataclass(frozen=True)
-class Value:
-    """One number of a metric.
-
-    Attributes:
-      metric: what the number is called.
-      value: the number.
-      spread: of subsets or splits, where the metric has one; not the error of the value.
-      details: further JSON.
-    """
-
-    metric: str
-    value: float
-    spread: float | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Case:
-    """What a metric is computed of.
-
-    Attributes:
-      real, fake: statistics of both sides under the metric's network.
-      real_pictures, fake_pictures: the sides themselves.
-      network: the feature network.
-      settings: of the metric, by the protocol.
-      seed: of everything that the metric draws.
-      train, train_pictures: what the generator was trained on; None where not known.
-      folder: where pictures go; None: nowhere.
-      name: of the metric as it was asked for.
-    """
-
-    real: Statistics
-    fake: Statistics
-    real_pictures: Pictures
-    fake_pictures: Pictures
-    network: Any
-    settings: Mapping[str, Any]
-    seed: int = 0
-    train: Statistics | None = None
-    train_pictures: Pictures | None = None
-    folder: Path | None = None
-    name: str = ""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric.
-
-    Attributes:
-      name: what it is asked for by.
-      makes: names of its numbers.
-      about: its definition in a line.
-      paper: where it is from.
-      better: whether `lower` or `higher` is better; empty where neither is.
-      compute: from a `Case` to values.
-      real, fake: what it needs of the sides' features.
-      network: the network that published numbers take; None: the protocol's.
-      settings: what can be set, with defaults.
-      least: fewest pictures of each side: a number, or the name of a setting that it must exceed.
-      labels: whether both sides need the same classes.
-      train: whether it needs the images that were trained on.
-      generator: whether it needs a generator, not pictures of one.
-    """
-
-    name: str
-    makes: tuple[str, ...]
-    about: str
-    paper: str
-    better: str
-    compute: Callable[[Case], list[Value]]
-    real: frozenset[str] = NOTHING
-    fake: frozenset[str] = NOTHING
-    network: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    least: int | str = 2
-    labels: bool = False
-    train: bool = False
-    generator: bool = False
-
-    def least_images(self, settings: Mapping[str, Any]) -> int:
-        """Fewest pictures of each side under these settings."""
-        return self.least if isinstance(self.least, int) else int(settings[self.least]) + 1
-
+from gantransfer.metrics.metric import FEATURES, LOGITS, MOMENTS, Case, Metric, Value
 
 METRICS: dict[str, Metric] = {}
 
@@ -242,6 +148,7 @@ def _intra_fid(case: Case) -> list[Value]:
 
 @_metric(
     name="cmmd",
+    makes=("cmmd", "cmmd_b32"),
     about="1000 times the squared discrepancy of CLIP embeddings of unit length under a Gaussian kernel, sigma 10",
     paper="Jayasumana et al. 2024",
     better="lower",
@@ -254,7 +161,8 @@ def _cmmd(case: Case) -> list[Value]:
     from gantransfer.metrics.discrepancy import cmmd, unit_rows
 
     value = cmmd(unit_rows(case.real.features), unit_rows(case.fake.features), case.settings["sigma"])
-    return [Value("cmmd", value)]
+    # Published numbers are of ViT-L/14 at 336 px; those of the small network must not be taken for them.
+    return [Value("cmmd_b32" if case.network.name == "clip_vit_b32" else "cmmd", value)]
 
 
 # ------------------------------------------------------------------------------------------------ of neighbours of rows
@@ -420,3 +328,75 @@ def _vendi(case: Case) -> list[Value]:
 
     rows = case.fake.features[: case.settings["samples"]]
     return [Value("vendi", vendi_score(rows), None, {"samples": len(rows)})]
+
+
+# ------------------------------------------------------------------------------------------- of the pictures themselves
+
+
+@_metric(
+    name="lpips_diversity",
+    about="mean LPIPS distance of random pairs of samples, at 256 px; higher is more varied",
+    paper="Zhang et al. 2018",
+    better="higher",
+    network="vgg16",
+    settings={"pairs": 1000, "size": 256, "heads": None},
+)
+def _lpips_diversity(case: Case) -> list[Value]:
+    from gantransfer.metrics.of_pictures import diversity, heads_named
+
+    return [
+        Value("lpips_diversity", diversity(case), None, {"heads": heads_named(case.network, case.settings["heads"])})
+    ]
+
+
+@_metric(
+    name="intra_lpips",
+    about="mean LPIPS distance among samples that are nearest to the same training image; 0 for copies",
+    paper="Ojha et al. 2021",
+    better="higher",
+    network="vgg16",
+    train=True,
+    settings={"samples": 5000, "limit": 50, "size": 256, "heads": None},
+)
+def _intra_lpips(case: Case) -> list[Value]:
+    from gantransfer.metrics.of_pictures import heads_named, intra_cluster
+
+    found = intra_cluster(case) | {"heads": heads_named(case.network, case.settings["heads"])}
+    return [Value("intra_lpips", float(found.pop("value")), None, found)]
+
+
+@_metric(
+    name="ppl",
+    makes=("ppl_wend", "ppl_wfull", "ppl_zend", "ppl_zfull"),
+    about="perceptual path length: LPIPS distance of both ends of a step of 1e-4 in latent space, over its square",
+    paper="Karras et al. 2019",
+    better="lower",
+    network="vgg16",
+    generator=True,
+    settings={"pairs": 50_000, "space": "w", "sampling": "end", "crop": False, "epsilon": 1e-4, "heads": None},
+)
+def _ppl(case: Case) -> list[Value]:
+    from gantransfer.metrics.of_pictures import heads_named, perceptual_path_length
+
+    name = f"ppl_{case.settings['space']}{case.settings['sampling']}"
+    details = {"heads": heads_named(case.network, case.settings["heads"])}
+    return [Value(name, perceptual_path_length(case), None, details)]
+
+
+@_metric(
+    name="cas",
+    makes=("cas", "cas_real_on_real", "cas_ratio"),
+    about="accuracy on real images of a classifier trained on samples alone, beside that of one trained on real images",
+    paper="Ravuri and Vinyals 2019",
+    better="higher",
+    labels=True,
+    pictures=True,
+    least=20,
+    settings={"epochs": 30, "batch": 64, "width": 32, "repetitions": 3},
+)
+def _cas(case: Case) -> list[Value]:
+    from gantransfer.metrics.classifier import accuracy_scores
+
+    found = accuracy_scores(case.fake_pictures, case.real_pictures, case.settings, case.seed)
+    spreads, details = found.pop("spreads"), found.pop("details")
+    return [Value(name, value, spreads.get(name), details if name == "cas" else {}) for name, value in found.items()]

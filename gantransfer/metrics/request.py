@@ -157,7 +157,7 @@ def network_loader(plan: Plan, weights: Sequence[str] = ()) -> Callable[[str], A
       UserError: weights of a network that the evaluation does not use.
     """
     files: dict[str, str] = {}
-    used = list(dict.fromkeys(plan.network_of(metric) for metric in plan.metrics))
+    used = list(dict.fromkeys(plan.network_of(metric) for metric in plan.metrics if metric.needs_network))
     main = str(plan.overrides.get("network", plan.protocol.network))
     for given in weights:
         name, equals, path = given.partition("=")

@@ -14,6 +14,8 @@ import json
 import os
 import shutil
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -374,7 +376,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except Exception as error:  # noqa: BLE001: whatever a damaged archive raises, it is computed again
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         print(f"{path} cannot be read and is made again: {error}", file=sys.stderr)
         return None
 

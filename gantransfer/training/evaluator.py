@@ -62,6 +62,8 @@ def make_evaluator(task: Task) -> "Evaluator | None":
       UserError: for settings that say how to evaluate, but not by what.
     """
     asked = task.config.evaluate
+    # Before networks and images are opened: cheap mistakes first.
+    _points(tuple(asked.kimg))
     if asked.protocol or asked.metrics:
         return Evaluator(task, ByProtocol(task))
     if asked.features:
@@ -131,7 +133,8 @@ class ByProtocol:
         fake, real, _ = sides(task.source, images, self.plan, 0, 1.0)
         # Before a step is taken: too few images, networks whose weights are missing.
         for job in jobs_of(self.plan, fake, real, self.train):
-            self.load(job.network)
+            if job.network is not None:
+                self.load(job.network)
 
     def __call__(self, source: Source) -> list[Record]:
         """One record for each protocol among the metrics (networks differ), as lines of evaluations.jsonl."""

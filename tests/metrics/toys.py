@@ -42,7 +42,8 @@ class Projection:
             "features": features,
             "pooled": features,
             "logits": jnp.matmul(x, params["logits"], precision="highest"),
-            "map": images.astype(jnp.float32) / 255,
+            # Two channels: LPIPS scales every pixel's channels to unit length.
+            "map": jnp.concatenate([images, 255.0 - images], axis=-1) / 255,
         }
         return {name: made[name] for name in want or ("features", *self.outputs)}
 

@@ -1,0 +1,111 @@
+"""What a metric is: a name, what it needs of both sides, how few pictures it takes, and a function of a `Case`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gantransfer.metrics.pictures import Pictures
+from gantransfer.metrics.statistics import Statistics
+
+NOTHING: frozenset[str] = frozenset()
+MOMENTS = frozenset({"moments"})
+FEATURES = frozenset({"features"})
+LOGITS = frozenset({"logits"})
+
+
+@dataclass(frozen=True)
+class Value:
+    """One number of a metric.
+
+    Attributes:
+      metric: what the number is called.
+      value: the number.
+      spread: of subsets or splits, where the metric has one; not the error of the value.
+      details: further JSON.
+    """
+
+    metric: str
+    value: float
+    spread: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a metric is computed of.
+
+    Attributes:
+      real, fake: statistics of both sides under the metric's network.
+      real_pictures, fake_pictures: the sides themselves.
+      network: the feature network.
+      settings: of the metric, by the protocol.
+      seed: of everything that the metric draws.
+      train, train_pictures: what the generator was trained on; None where not known.
+      folder: where pictures go; None: nowhere.
+      name: of the metric as it was asked for.
+    """
+
+    real: Statistics
+    fake: Statistics
+    real_pictures: Pictures
+    fake_pictures: Pictures
+    network: Any
+    settings: Mapping[str, Any]
+    seed: int = 0
+    train: Statistics | None = None
+    train_pictures: Pictures | None = None
+    folder: Path | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric.
+
+    Attributes:
+      name: what it is asked for by.
+      makes: names of its numbers.
+      about: its definition in a line.
+      paper: where it is from.
+      better: whether `lower` or `higher` is better; empty where neither is.
+      compute: from a `Case` to values.
+      real, fake: what it needs of the sides' features.
+      network: the network that published numbers take; None: the protocol's.
+      settings: what can be set, with defaults.
+      least: fewest pictures of each side: a number, or the name of a setting that it must exceed.
+      labels: whether both sides need the same classes.
+      train: whether it needs the images that were trained on.
+      generator: whether it needs a generator, not pictures of one.
+      pictures: whether it looks at the real pictures themselves.
+    """
+
+    name: str
+    makes: tuple[str, ...]
+    about: str
+    paper: str
+    better: str
+    compute: Callable[[Case], list[Value]]
+    real: frozenset[str] = NOTHING
+    fake: frozenset[str] = NOTHING
+    network: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    least: int | str = 2
+    labels: bool = False
+    train: bool = False
+    generator: bool = False
+    pictures: bool = False
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether a feature network takes part."""
+        return bool(self.real or self.fake or self.network)
+
+    @property
+    def needs_real(self) -> bool:
+        """Whether real images take part."""
+        return bool(self.real) or self.pictures
+
+    def least_images(self, settings: Mapping[str, Any]) -> int:
+        """Fewest pictures of each side under these settings."""
+        return self.least if isinstance(self.least, int) else int(settings[self.least]) + 1
