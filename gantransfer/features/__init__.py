@@ -1,5 +1,6 @@
 """Frozen feature networks for metrics and discriminators, and where their published weights are."""
 
+import difflib
 import importlib
 import json
 from collections.abc import Mapping
@@ -104,5 +105,9 @@ def load(
                 f"weights of {name}", weights, f"none: they are random; features.load({plain!r}) takes them"
             )
         return network.load(known[one_of("feature network", plain, known)], None, chosen, seed)
-    one_of("feature network", name, (*known, *small_cnn.SHIPPED))
+    if name not in known:
+        # What ships comes first: it needs nothing else.
+        near = difflib.get_close_matches(name, (*small_cnn.SHIPPED, *known), n=1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError("feature network", name, ", ".join((*small_cnn.SHIPPED, *sorted(known))) + meant)
     return network.load(known[name], weights, chosen)

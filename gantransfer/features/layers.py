@@ -100,7 +100,7 @@ def _zeros(shape: Sequence[int]) -> Callable[..., Array]:
 class Stored(nn.Module):
     """A layer whose parameters come from a file."""
 
-    def stored(self, name: str, *shape: int, dtype: jnp.dtype | None = None) -> Array:
+    def stored(self, name: str, *shape: int, dtype: Any = None) -> Array:
         """A parameter of this shape in our layout, in the type that is computed in."""
         value = self.param(name, _zeros(shape))
         return value if dtype is None else value.astype(dtype)

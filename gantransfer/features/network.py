@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,7 +224,7 @@ class FrozenNetwork:
         self.params: Params = jax.tree.map(jnp.asarray, state_dicts.nested(kept))
         self._compiled = jax.jit(self.forward, static_argnames="want")
 
-    def __call__(self, images: Shaped[np.ndarray, "n h w c"], want: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    def __call__(self, images: Shaped[np.ndarray, "n h w c"], want: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Outputs of images, on the host.
 
         Args:
@@ -242,16 +242,14 @@ class FrozenNetwork:
         parts = [self._compiled(self.params, part, want=want) for part in _parts(images, self.settings.batch)]
         if not parts:
             shapes = jax.eval_shape(functools.partial(self.forward, want=want), self.params, images)
-            return {name: np.zeros(shape.shape, np.float32) for name, shape in shapes.items()}
-        return {name: np.concatenate([np.asarray(part[name]) for part in parts])[: len(images)] for name in parts[0]}
+            return {name: np.zeros(shapes[name].shape, np.float32) for name in want}
+        return {name: np.concatenate([np.asarray(part[name]) for part in parts])[: len(images)] for name in want}
 
-    def forward(
-        self, params: Params, images: Shaped[Pixels, "n h w c"], want: tuple[str, ...] = ()
-    ) -> dict[str, Array]:
+    def forward(self, params: Params, images: Shaped[Pixels, "n h w c"], want: Sequence[str] = ()) -> dict[str, Array]:
         """Outputs of levels 0 to 255 (uint8 or float): resized, normalised, computed; for use inside programs."""
         return self.apply(params, self.input.normalised(images), want)
 
-    def apply(self, params: Params, x: Float[Pixels, "n h w c"], want: tuple[str, ...] = ()) -> dict[str, Array]:
+    def apply(self, params: Params, x: Float[Pixels, "n h w c"], want: Sequence[str] = ()) -> dict[str, Array]:
         """Outputs of images that are normalised already, of any size that the network can take.
 
         Computes in the type of `x` unless the network was loaded with another; returns at least float32.
@@ -270,7 +268,7 @@ class FrozenNetwork:
         found = {name: value.astype(jnp.promote_types(value.dtype, jnp.float32)) for name, value in found.items()}
         return {name: found[tap] for name, tap in zip(want, taps, strict=True)}
 
-    def named(self, want: tuple[str, ...]) -> tuple[str, ...]:
+    def named(self, want: Sequence[str]) -> tuple[str, ...]:
         """The names asked for; all outputs and `features` where none is.
 
         Raises:

