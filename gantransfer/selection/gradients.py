@@ -8,7 +8,7 @@ from gantransfer.metrics.distances import check_widths, flat_rows, squared_dista
 
 
 def gradient_similarity(
-    images: Shaped[np.ndarray, "n ..."], gradients: Shaped[np.ndarray, "n ..."], targets: Shaped[np.ndarray, "m ..."]
+    images: Shaped[np.ndarray, "n ..."], gradients: Shaped[np.ndarray, "_n ..."], targets: Shaped[np.ndarray, "m ..."]
 ) -> float:
     """Mean cosine between the descent of the generator's loss at each image and the way to the nearest target.
 

@@ -24,7 +24,8 @@ def shapes_of(graph, size):
 
 def random_params(graph, size, seed=0):
     state = state_dicts.random_state(shapes_of(graph, size), seed)
-    return state_dicts.nested({key: state_dicts.to_ours(key, array) for key, array in state.items()})
+    tree = state_dicts.nested({key: state_dicts.to_ours(key, array) for key, array in state.items()})
+    return jax.tree.map(jnp.asarray, tree)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,7 @@ def test_networks_have_the_published_numbers_of_parameters(name, width, paramete
     ("name", "size", "allowed"), [("clip_vit_b32", 256, "224"), ("dino_vits16", 100, "16"), ("dinov2_vits14", 224, "")]
 )
 def test_sizes_that_do_not_fit_patches_are_refused(name, size, allowed):
-    graph, params = architecture(name).module(), architecture(name).blueprint.shapes
-    layout = {key: jnp.zeros(()) for key in params}
-    assert layout
+    graph = architecture(name).module()
     x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     call = lambda x: graph.init(jax.random.key(0), x, ("cls", "embed"))
     if not allowed:
@@ -124,7 +123,8 @@ def test_a_resized_table_is_sampled_with_the_ratio_of_the_published_code():
     ramp = jnp.repeat(jnp.arange(12.0), 12)
     table = jnp.concatenate([jnp.zeros(1), ramp])[:, None]
     found = np.asarray(vit.position_table(table, (6, 6)))[1:, 0].reshape(6, 6)
-    np.testing.assert_allclose(found[1:5, 0], (np.arange(1, 5) + 0.5) * 12 / 6.1 - 0.5, atol=1e-4)
+    # Cubics with a = -0.75 bend a ramp by up to 0.05; without the 0.1 the fourth entry were 0.15 larger.
+    np.testing.assert_allclose(found[1:5, 0], (np.arange(1, 5) + 0.5) * 12 / 6.1 - 0.5, atol=0.06)
     np.testing.assert_allclose(found - found[:, :1], 0, atol=1e-5)
 
 
