@@ -24,6 +24,8 @@ from gantransfer import methods
 from gantransfer.errors import UserError, one_of
 from gantransfer.measuring import evaluate, select
 from gantransfer.methods.hooks import describe
+from gantransfer.metrics.protocols import PROTOCOLS, summary
+from gantransfer.metrics.registry import METRICS
 from gantransfer.models import FAMILIES
 from gantransfer.pretrained import catalogue
 from gantransfer.pretrained import export as exporting
@@ -52,7 +54,7 @@ __all__ = [
 ]
 
 MOST_SEEDS = 100_000
-LISTINGS = ("sources", "modes", "methods", "families", "features", "config")
+LISTINGS = ("sources", "modes", "methods", "families", "features", "metrics", "protocols", "config")
 list_sources = catalogue.list_sources
 
 
@@ -316,7 +318,8 @@ def report(
 
 
 def listing(what: str, pattern: str = "*", **filters: Any) -> str:
-    """Returns what can be named, one line each: sources, modes, methods, families, features or config.
+    """Returns what can be named, one line each: sources, modes, methods, families, features, metrics, protocols or
+    config.
 
     `filters` are those of `list_sources`, for sources only.
     """
@@ -337,6 +340,10 @@ def listing(what: str, pattern: str = "*", **filters: Any) -> str:
         lines = {name: f"{name}: {family.paper}" for name, family in FAMILIES.items()}
     elif what == "features":
         lines = {name: f"{name}: {about}" for name, about in networks.available().items()}
+    elif what == "metrics":
+        lines = {name: f"{name}: {metric.about}" for name, metric in METRICS.items()}
+    elif what == "protocols":
+        lines = {name: summary(protocol) for name, protocol in PROTOCOLS.items()}
     else:
         lines = {
             name: f"{name} = {field.default!r}: {field.help} ({field.allowed})" for name, field in fields.FIELDS.items()

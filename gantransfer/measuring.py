@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from gantransfer import config
 from gantransfer import features as feature_networks
 from gantransfer.data import ImageSet, open_images
 from gantransfer.errors import UserError
@@ -19,6 +20,7 @@ from gantransfer.metrics.statistics import Reference
 from gantransfer.pretrained.source import Source
 from gantransfer.run import Run, check_truncation, opened, run_at
 from gantransfer.training import evaluator
+from gantransfer.training.request import use_compile_cache
 
 # Classifiers that ship: with one of them alone an evaluation is the quickstart's.
 QUICKSTART_NETWORKS = ("digits_cnn", "letters_cnn")
@@ -68,6 +70,7 @@ def evaluate(
       UserError: an unknown metric, network or protocol, images that do not fit, or too few of them.
     """
     check_truncation(truncation)
+    use_compile_cache(config.defaults())
     if num_images is not None and num_images < 2:
         raise UserError("--num_images", num_images, "at least 2")
     judged = request.judged(source) if isinstance(source, str | Path | ImageSet) else None
@@ -139,6 +142,7 @@ def select(
 
     if num_images is not None and num_images < 2:
         raise UserError("--num_images", num_images, "at least 2")
+    use_compile_cache(config.defaults())
     reference = Reference()
     if networks is not None:
         if len(sources) != 1:

@@ -42,7 +42,9 @@ def to_uint8(images: Float[Pixels, "*shape"]) -> UInt8[Array, "*shape"]:
     The rule of NVIDIA's code, and of StudioGAN's in another spelling. Not finite values have no pixel: call
     `check_generated` where the array is on the host.
     """
-    return jnp.clip(jnp.asarray(images, jnp.float32) * 127.5 + 128, 0, 255).astype(jnp.uint8)
+    levels = jnp.clip(jnp.asarray(images, jnp.float32) * 127.5 + 128, 0, 255)
+    # Rounded down as floats too: inside a program XLA takes a conversion to bytes and back for nothing and drops it.
+    return jnp.floor(levels).astype(jnp.uint8)
 
 
 def check_generated(images: Float[np.ndarray, "n h w c"]) -> float:

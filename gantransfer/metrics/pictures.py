@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
+from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from gantransfer.data.image_set import ImageSet, in_threads
 from gantransfer.errors import UserError, one_of
@@ -23,7 +23,9 @@ LABEL_RULES = ("turn", "uniform", "data")
 QUANTISATION = "trunc(clamp(127.5 x + 128, 0, 255))"
 
 # What turns the arguments of a batch into pictures, inside the program of the feature networks.
-Maker = Callable[..., tuple[UInt8[Array, "b h w c"], Bool[Array, " b"]]]
+Maker = Callable[..., tuple[UInt8[Array, "b h w c"], Float[Array, " b"]]]
+# Generators make pictures in [-1, 1]; what lies far outside says that the range is another, or that G diverged.
+FAR_OUTSIDE = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,8 @@ class RealPictures:
 
     This is what a side is, for both kinds of it: a name for messages, `shape` of a picture, `labels`, `identity` (what
     the pictures are a function of), `constants` (arrays that every batch needs), `arguments` (what the host hands over
-    for some of them) and `maker`: `maker(constants, *arguments)` gives uint8 pictures, and which of them are finite.
+    for some of them) and `maker`: `maker(constants, *arguments)` gives uint8 pictures, and of each the share of values
+    far outside [-1, 1], NaN where one is not finite.
 
     Attributes:
       images: the set.
@@ -190,15 +193,16 @@ class Generating:
 
     def __call__(
         self, variables: Any, z: Float[Array, "b z"], labels: Int[Array, " b"]
-    ) -> tuple[UInt8[Array, "b h w c"], Bool[Array, " b"]]:
-        """Pictures, and which of them hold finite numbers only."""
+    ) -> tuple[UInt8[Array, "b h w c"], Float[Array, " b"]]:
+        """Pictures, and of each the share of values far outside [-1, 1]; NaN where one is not finite."""
         given = {} if self.truncation is None else {"truncation": self.truncation}
         images = self.generator.apply(variables, z, labels, **given).images.astype(jnp.float32)
-        return pixels.to_uint8(images), jnp.isfinite(images).all(axis=(1, 2, 3))
+        outside = jnp.where(jnp.isfinite(images), (jnp.abs(images) > FAR_OUTSIDE).astype(jnp.float32), jnp.nan)
+        return pixels.to_uint8(images), outside.mean(axis=(1, 2, 3))
 
 
-def _as_they_are(constants: Any, images: UInt8[Array, "b h w c"]) -> tuple[UInt8[Array, "b h w c"], Bool[Array, " b"]]:
-    return images, jnp.ones(len(images), bool)
+def _as_they_are(constants: Any, images: UInt8[Array, "b h w c"]) -> tuple[UInt8[Array, "b h w c"], Float[Array, " b"]]:
+    return images, jnp.zeros(len(images))
 
 
 Pictures = RealPictures | GeneratedPictures

@@ -1,6 +1,7 @@
 """What a number was measured under, one JSON line per number with stable keys, and whether two of them compare."""
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,14 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[A
     return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
 
 
-def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Puts the numbers of two evaluations side by side.
+def compare(
+    a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], *, warn: bool = True
+) -> list[dict[str, Any]]:
+    """Puts the numbers of two evaluations side by side; warns where they were measured by different protocols.
+
+    Args:
+      a, b: records.
+      warn: whether to warn; see `warnings_of`.
 
     Returns:
       For each metric that both have (its newest record): `metric`, `a`, `b`, `difference` (b minus a), and
@@ -49,7 +56,7 @@ def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> l
     if not shared:
         value = f"{', '.join(ours) or 'none'} and {', '.join(theirs) or 'none'}"
         raise UserError("records", value, "two evaluations with a metric in common")
-    return [
+    rows = [
         {
             "metric": name,
             "a": ours[name]["value"],
@@ -59,6 +66,10 @@ def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> l
         }
         for name in shared
     ]
+    if warn:
+        for line in warnings_of(rows):
+            warnings.warn(line, stacklevel=2)
+    return rows
 
 
 def _difference(a: Any, b: Any) -> float | None:

@@ -12,6 +12,8 @@ from gantransfer.errors import UserError, one_of
 from gantransfer.metrics.metric import FEATURES, LOGITS, MOMENTS, Case, Metric, Value
 
 METRICS: dict[str, Metric] = {}
+# Names that papers use for networks of `fd_NETWORK`.
+ALIASES = {"dinov2": "dinov2_vitl14", "dinov2_s": "dinov2_vits14"}
 
 
 def _metric(**described: Any) -> Callable[[Callable[[Case], list[Value]]], Callable[[Case], list[Value]]]:
@@ -34,13 +36,13 @@ def find(name: str) -> Metric:
         return Metric(
             name=name,
             makes=(name,),
-            about=f"Fréchet distance of features of {name[3:]}",
+            about=f"Fréchet distance of features of {ALIASES.get(name[3:], name[3:])}",
             paper=plain.paper,
             better="lower",
             compute=plain.compute,
             real=MOMENTS,
             fake=MOMENTS,
-            network=name[3:],
+            network=ALIASES.get(name[3:], name[3:]),
             settings={"ddof": 1},
         )
     return METRICS[one_of("metric", name, {*METRICS, "fd_NETWORK"})]

@@ -40,6 +40,8 @@ MOMENTS, FEATURES = "moments", "features"
 PORTION = 1024
 # Batch on a CPU, and for each accelerator.
 BATCH = 64
+# A larger share of values far outside [-1, 1] is said.
+MOST_OUTSIDE = 0.01
 Wants = Mapping[str, frozenset[str]]
 
 
@@ -116,6 +118,9 @@ def collect(
             if progress is not None:
                 progress.at(min(first, count))
         pending = following
+    if run.outside > MOST_OUTSIDE * max(count - start, 1):
+        share = 100 * run.outside / (count - start)
+        print(f"{pictures.name}: {share:.3g} % of values lie outside [-1.5, 1.5]; they are cut off", file=sys.stderr)
     return done.statistics(count)
 
 
@@ -139,8 +144,8 @@ def _mesh(devices: Sequence[jax.Device] | None) -> Mesh:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _run(maker: Maker, forwards: tuple[tuple[Any, tuple[str, ...]], ...], constants: Any, params: Any, *args: Any):
-    images, finite = maker(constants, *args)
-    return finite, [forward(p, images, want) for (forward, want), p in zip(forwards, params, strict=True)]
+    images, outside = maker(constants, *args)
+    return outside, [forward(p, images, want) for (forward, want), p in zip(forwards, params, strict=True)]
 
 
 class _Program:
@@ -153,6 +158,7 @@ class _Program:
             (network.forward, tuple(sorted((wants[name] - {MOMENTS}) | {FEATURES})))
             for name, network in networks.items()
         )
+        self.outside = 0.0
         self.everywhere = NamedSharding(mesh, PartitionSpec())
         self.split = NamedSharding(mesh, PartitionSpec("data"))
         self.constants = jax.device_put(pictures.constants, self.everywhere)
@@ -169,8 +175,9 @@ class _Program:
 
     def fetch(self, result: Any, count: int) -> dict[str, dict[str, Float[np.ndarray, "b _"]]]:
         """Waits for a batch; returns the rows of its pictures without the padding."""
-        finite, outputs = _to_host(result)
-        bad = int(np.count_nonzero(~finite[:count]))
+        outside, outputs = _to_host(result)
+        self.outside += float(outside[:count].sum())
+        bad = int(np.count_nonzero(~np.isfinite(outside[:count])))
         if bad:
             value = f"{bad} of {count} in one batch of {self.pictures.name} hold NaN or infinity"
             raise UserError("generated images", value, "finite pixels")

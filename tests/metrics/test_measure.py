@@ -238,7 +238,8 @@ def test_numbers_of_different_protocols_do_not_compare(real, tmp_path):
         list(measured(RealPictures(image_set(n, seed=2)), real, ("fid", "kid"), protocol=protocol).values())
         for n, protocol in ((40, "default"), (50, "nvidia"))
     )
-    rows = compare(a, b)
+    with pytest.warns(UserWarning, match="do not compare: protocol 'default' and 'nvidia'"):
+        rows = compare(a, b)
     assert [row["metric"] for row in rows] == ["fid", "kid"]
     assert rows[0]["difference"] == b[0]["value"] - a[0]["value"]
     assert set(rows[0]["protocol_differences"]) == {"protocol", "n_generated", "divisor", "settings"}

@@ -291,6 +291,8 @@ def test_a_report_is_one_page(whole, whole_dots, tmp_path, capsys):
         ("methods", "r1(gamma=10.0"),
         ("families", "biggan: Brock et al. 2018"),
         ("features", "digits_cnn: 10 classes of 16x16 grey images, 48 features, right on 99.4 % of 360"),
+        ("metrics", "kid_full: the same over all pairs of the whole sets"),
+        ("protocols", "studiogan: PyTorch-StudioGAN 0.4"),
         ("config", "batch = 64: real images in one update of D, over all devices (an integer of at least 1)"),
     ],
 )
