@@ -177,7 +177,9 @@ class Discriminator(nn.Module):
         flat = jnp.pad(x, ((0, 0), before, before, (0, 0))).reshape(len(x), -1)
         logits = Dense(1, exact, self.bias, name="head")(flat)[:, 0]
         if self.projection:
-            logits = logits + (ClassTable(self.num_classes, pooled.shape[1], exact, name="embed")(c) * pooled).sum(1)
+            # Rows of unit length would outweigh the head; drawn as its kernel is, they start beside it.
+            table = ClassTable(self.num_classes, pooled.shape[1], exact, std=pooled.shape[1] ** -0.5, name="embed")
+            logits = logits + (table(c) * pooled).sum(1)
         return Judgement(logits, wanted(stages, want))
 
 
@@ -243,7 +245,7 @@ OPTIONS: dict[str, Option] = {
 
 def build(**options: Any) -> Networks:
     """Makes both networks; see `OPTIONS` for the settings and `family.Networks` for what comes back."""
-    o = complete(OPTIONS, options, ("class_dim", "head_padding"))
+    o = spelled_out(complete(OPTIONS, options, ("class_dim", "head_padding")))
     recipe = Recipe(None, o["init"], o["dtype"], o["convolution"])
     generator, discriminator = _generator(o, recipe), _discriminator(o, recipe)
     sizes: dict[Role, tuple[int, ...]] = {
@@ -269,15 +271,26 @@ def build(**options: Any) -> Networks:
     )
 
 
+def spelled_out(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete options with the steps and widths that empty ones stand for."""
+    o = dict(options)
+    if not o["steps_g"]:
+        doublings = max(1, (max(1, -(-o["resolution"] // o["base"])) - 1).bit_length())
+        o["steps_g"] = "_".join(["up4"] * doublings)
+    if not o["widths_g"]:
+        count = len(o["steps_g"].split("_"))
+        o["widths_g"] = "_".join(str(o["width"] << (count - 1 - i)) for i in range(count))
+    if not o["widths_d"]:
+        # Down to a map of 2 to 4 pixels, as in the paper: what reads a map of 7 sees strokes, not shapes.
+        count = next(i for i in range(1, 32) if _halved(o, i) <= 4)
+        o["widths_d"] = "_".join(str(o["width"] << i) for i in range(count))
+    return o
+
+
 def _generator(o: Mapping[str, Any], recipe: Recipe) -> Generator:
-    doublings = max(1, (max(1, -(-o["resolution"] // o["base"])) - 1).bit_length())
-    steps = tuple(o["steps_g"].split("_")) if o["steps_g"] else ("up4",) * doublings
+    steps, widths = tuple(o["steps_g"].split("_")), numbers("widths_g", o["widths_g"])
     for step in steps:
         one_of("model.steps_g", step, STEPS)
-    if o["widths_g"]:
-        widths = numbers("widths_g", o["widths_g"])
-    else:
-        widths = tuple(o["width"] << (len(steps) - 1 - i) for i in range(len(steps)))
     if len(widths) != len(steps):
         raise UserError("model.widths_g", o["widths_g"], f"{len(steps)} numbers, one before each step of model.steps_g")
     size = _sizes(o["base"], steps)[-1]
@@ -306,12 +319,7 @@ def _generator(o: Mapping[str, Any], recipe: Recipe) -> Generator:
 
 
 def _discriminator(o: Mapping[str, Any], recipe: Recipe) -> Discriminator:
-    if o["widths_d"]:
-        widths = numbers("widths_d", o["widths_d"])
-    else:
-        # Down to a map of 2 to 7 pixels, as in the paper, which stops at 4.
-        count = max(1, o["resolution"].bit_length() - 3)
-        widths = tuple(o["width"] << i for i in range(count))
+    widths = numbers("widths_d", o["widths_d"])
     if not _halved(o, len(widths)):
         raise UserError("model.widths_d", o["widths_d"], f"no more numbers than {o['resolution']} px can be halved")
     return Discriminator(

@@ -12,7 +12,8 @@ from gantransfer import config as fields
 from gantransfer.data.image_set import ArrayPixels, ImageSet
 from gantransfer.errors import UserError
 from gantransfer.models import get_family
-from gantransfer.pretrained.source import fresh, latents
+from gantransfer.pretrained.layouts.dcgan_releases import DIGITS as DIGITS_RELEASE
+from gantransfer.pretrained.source import fresh, initial_variables, latents
 from gantransfer.training import draws, prepare
 
 TINY = {"resolution": 16, "channels": 1, "width": 4, "z_dim": 6}
@@ -95,6 +96,14 @@ def test_sizes_follow_the_resolution_and_what_is_too_much_is_cut_off():
         assert d["params"]["head"]["kernel"].shape[1] == 1
 
 
+def test_a_discriminator_halves_down_to_a_map_of_four_pixels_at_most():
+    for resolution, side in ((64, 4), (32, 4), (28, 3), (24, 3), (16, 4), (8, 4)):
+        networks = get_family("dcgan").build(**TINY | {"resolution": resolution})
+        _, d = jax.eval_shape(lambda n=networks: variables_of(n))
+        blocks = sum(path.startswith("block_") for path in d["params"])
+        assert d["params"]["head"]["kernel"].shape == (side**2 * 4 * 2 ** (blocks - 1), 1)
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -159,6 +168,19 @@ def test_uniform_latents_are_drawn_in_sampling_and_in_training():
     sampled = source.generate(latents(2, 6, 5, latent="uniform"), [0, 1])
     rounded = np.clip(np.floor((sampled + 1) * 127.5 + 0.5), 0, 255).astype(np.uint8)
     np.testing.assert_array_equal(source.sample(2, seed=5), rounded)
+
+
+def test_a_fresh_critic_of_the_release_for_digits_lets_images_through_to_its_logits():
+    release = {name: value for name, value in DIGITS.items() if name != "widths_d"} | dict(DIGITS_RELEASE.assumed)
+    networks = get_family("dcgan").build(**release, num_classes=10)
+    _, variables = initial_variables(networks, seed=0)
+    images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (64, 28, 28, 1)), jnp.float32)
+    judge = jax.jit(networks.discriminator.apply, compiler_options=QUICK)
+    judged = [np.asarray(judge(variables, images, jnp.full(64, c)).logits) for c in (0, 7)]
+    # With N(0, 0.02) the spread is 0.007: a generator then runs ahead of whatever this discriminator learns.
+    assert 0.05 < judged[0].std() < 2
+    # Rows of unit length would shift the logits of a class by more than images differ.
+    assert 0 < np.abs(judged[0].mean() - judged[1].mean()) < 0.5
 
 
 # Training.

@@ -43,8 +43,8 @@ def norm_leaves(theirs: str, ours: str) -> tuple[Leaf, ...]:
 
 
 def widths_of(options: Options, name: str) -> list[int]:
-    """The numbers of an option that joins them with "_"."""
-    return [int(width) for width in options[name].split("_")]
+    """The numbers of an option that joins them with "_"; where it is empty, those that it stands for."""
+    return [int(width) for width in spelled_out(options)[name].split("_")]
 
 
 def joined(values: Iterable[Any]) -> str:
