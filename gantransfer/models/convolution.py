@@ -65,6 +65,11 @@ def transposed(x: Float[Array, "n ho wo o"], k: Kernel, stride: int, padding: in
     """`T(x, k)`: the adjoint of `convolve` in its input, which was `size` = (height, width) large."""
 
     def stuffed(x, k):
+        # On a CPU, XLA takes a plain loop where a kernel is larger than its operand: 263 against 15 ms for 16 samples
+        # of 4x4x256 and a 5x5 kernel. Zeros beyond the border change nothing.
+        beyond = [max(0, kernel - given) for kernel, given in zip(k.shape[:2], x.shape[1:3], strict=True)]
+        if any(beyond):
+            x = jnp.pad(x, ((0, 0), (0, beyond[0]), (0, beyond[1]), (0, 0)))
         pads = []
         for length, kernel, given in zip(size, k.shape[:2], x.shape[1:3], strict=True):
             low = kernel - 1 - padding

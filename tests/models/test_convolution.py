@@ -155,3 +155,21 @@ def test_bfloat16_operands_give_bfloat16_and_finite_gradients():
     assert {leaf.dtype for leaf in jax.tree.leaves((value, gradients))} == {jnp.dtype(jnp.bfloat16)}
     exact = convolution.upsample_conv3x3(x, kernel, "plain")
     assert_close(value.astype(jnp.float32), exact, 3e-2)
+
+
+def test_no_transposed_convolution_has_a_kernel_larger_than_its_operand():
+    # XLA computes such a convolution on a CPU in a plain loop, some twenty times slower.
+    x, k = jnp.zeros((1, 4, 3, 2)), jnp.zeros((5, 5, 2, 3))
+    traced = jax.make_jaxpr(lambda x, k: convolution.conv_up(x, k, "rewritten"))(x, k)
+    (found,) = [e for e in _equations(traced.jaxpr) if e.primitive.name == "conv_general_dilated"]
+    operand, kernel = (variable.aval.shape for variable in found.invars)
+    assert min(operand[1:3]) >= max(kernel[:2])
+    assert found.outvars[0].aval.shape == (1, 8, 6, 3)
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            if hasattr(value, "eqns"):
+                yield from _equations(getattr(value, "jaxpr", value))
