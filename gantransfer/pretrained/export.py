@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -28,6 +28,7 @@ from gantransfer.pretrained.stablehlo import write_sampler
 from gantransfer.pretrained.torch_writer import write_torch
 
 States = Mapping[str, Mapping[str, np.ndarray]]
+Holds = Literal["all", "images", "pair"]
 STATE_NAMES: dict[Slot, str] = {"generator": "G", "ema": "G_ema", "discriminator": "D"}
 # Options that say nothing about a trained network (how it would be initialised) leave its images as they are.
 SAME_IMAGES = 1e-4
@@ -43,13 +44,14 @@ class Format:
       layouts: names of the layouts that it is written in; a source takes the one of its family. None where the format
         is our own.
       write: writes the states and the configuration into a folder.
-      lone: whether it holds the generator that makes images only, as a state without a name.
+      holds: "all" networks; "images", the generator that makes images alone, as a state without a name; "pair", that
+        generator and the discriminator, where the layout has one.
     """
 
     about: str
     layouts: tuple[str, ...] = ()
     write: Callable[[Path, States, Mapping[str, Any]], None] | None = None
-    lone: bool = False
+    holds: Holds = "all"
 
 
 def _write_biggan(folder: Path, states: States, config: Mapping[str, Any]) -> None:
@@ -75,6 +77,12 @@ def _write_safetensors(folder: Path, states: States, config: Mapping[str, Any]) 
     _write_json(folder / "config.json", config)
 
 
+def _write_npz(folder: Path, states: States, config: Mapping[str, Any]) -> None:
+    for name, file in (("G", "generator"), ("D", "discriminator")):
+        if name in states:
+            np.savez_compressed(folder / f"{file}.npz", **states[name])
+
+
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
 
@@ -89,12 +97,18 @@ FORMATS: dict[str, Format] = {
         "pytorch_model.bin and config.json, as pytorch-pretrained-BigGAN reads them",
         ("biggan-deep-hub",),
         _write_hugging_face,
-        lone=True,
+        "images",
     ),
     "stylegan2-ada-pytorch": Format(
         "state dicts of G, G_ema and D as safetensors, with the constructors' arguments",
         ("stylegan2-ada-pytorch",),
         _write_safetensors,
+    ),
+    "dcgan-npz": Format(
+        "generator.npz and discriminator.npz, under the names of the DCGAN release whose networks they are",
+        ("dcgan-pytorch", "dcgan-theano", "dcgan-face-generator", "dcgan-keras-anime", "dcgan-mnist-conditional"),
+        _write_npz,
+        "pair",
     ),
     "safetensors": Format("a source folder: our own names as safetensors, and config.json"),
     "stablehlo": Format("the sampler as StableHLO of jax.export, which runs without this package"),
@@ -128,29 +142,31 @@ def export(source: Source, form: str, out: str | Path, *, truncation: float = 1.
         with whole_folder(out) as partial:
             write_sampler(partial, source, truncation)
     else:
-        layout = _layout_of(source, form, chosen)
-        states = published_states(source, layout, chosen.lone)
-        config = layout.to_config(source.info.options)
-        _check_comes_back(source, layout, states, config, chosen.lone)
+        states, config = _as_published(source, form, chosen)
         with whole_folder(out) as partial:
             chosen.write(partial, states, config)
             (partial / "README.md").write_text(card, "utf-8")
     return sorted(path for path in out.rglob("*") if path.is_file())
 
 
-def published_states(source: Source, layout: Layout, lone: bool = False) -> dict[str, dict[str, np.ndarray]]:
+def published_states(source: Source, layout: Layout, holds: Holds = "all") -> dict[str, dict[str, np.ndarray]]:
     """Returns the arrays of a source under a layout's names: by state (`G`, `G_ema`, `D`) and name.
 
     Args:
       source: what.
       layout: of the source's family.
-      lone: whether to take the generator that makes images only, as the state "".
+      holds: which networks, as in `Format`.
 
     Raises:
       UserError: a leaf has no place in the layout, or the layout wants one that is not there.
     """
-    if lone:
+    if holds == "images":
         return {"": _published(source, layout, "generator", source.ema)}
+    if holds == "pair":
+        states = {"G": _published(source, layout, "generator", source.ema)}
+        if source.discriminator is not None and layout.leaves("discriminator", source.info.options):
+            states["D"] = _published(source, layout, "discriminator", source.discriminator)
+        return states
     slots: dict[Slot, tuple[Role, Variables | None]] = {
         "generator": ("generator", source.generator if source.info.has_generator else None),
         "ema": ("generator", source.ema if source.info.has_ema else None),
@@ -163,13 +179,28 @@ def published_states(source: Source, layout: Layout, lone: bool = False) -> dict
     }
 
 
-def _layout_of(source: Source, form: str, chosen: Format) -> Layout:
-    layouts = [get_layout(name) for name in chosen.layouts]
+def _as_published(source: Source, form: str, chosen: Format) -> tuple[States, Mapping[str, Any]]:
+    """States and configuration in the first layout of a format that holds the source as it is."""
+    every = [get_layout(name) for name in chosen.layouts]
+    layouts = [layout for layout in every if layout.family == source.info.family]
+    if not layouts:
+        families = " or ".join(layout.family for layout in every)
+        raise UserError("format", form, f"one for the family {source.info.family}; {form} is for {families}")
+    refused: dict[str, UserError] = {}
     for layout in layouts:
-        if layout.family == source.info.family:
-            return layout
-    families = " or ".join(layout.family for layout in layouts)
-    raise UserError("format", form, f"one for the family {source.info.family}; {form} is for {families}")
+        try:
+            states, config = published_states(source, layout, chosen.holds), layout.to_config(source.info.options)
+            _check_comes_back(source, layout, states, config, chosen.holds == "all" or "D" in states)
+        except UserError as refusal:
+            refused[layout.name] = refusal
+            continue
+        if chosen.holds == "pair" and source.discriminator is not None and "D" not in states:
+            print(f"{layout.name} has no discriminator: that of {source.info.name} is left out", file=sys.stderr)
+        return states, config
+    if len(refused) == 1:
+        raise next(iter(refused.values()))
+    words = "; ".join(f"{name}: {refusal.value}" for name, refusal in refused.items())
+    raise UserError(source.info.name, words, f"networks of one of these layouts of {form}; export as safetensors")
 
 
 def _published(source: Source, layout: Layout, role: Role, variables: Variables) -> dict[str, np.ndarray]:
@@ -184,14 +215,23 @@ def _published(source: Source, layout: Layout, role: Role, variables: Variables)
         raise UserError(
             f"{role} of {source.info.name}", words, f"leaves that {layout.name} has a place for; export as safetensors"
         )
-    return to_theirs(table, ours) | dict(layout.made(role, options))
+    try:
+        theirs = to_theirs(table, ours)
+    except ValueError as error:
+        # A change of layout that a leaf has not the dimensions for.
+        words = f"leaves of the shapes that {layout.name} has; export as safetensors"
+        raise UserError(f"{role} of {source.info.name}", str(error), words) from error
+    return theirs | dict(layout.made(role, options))
 
 
 def _holds(absent: Mapping[str, np.ndarray], path: str, value: np.ndarray) -> bool:
-    return path in absent and np.array_equal(absent[path], value)
+    """Whether a leaf that no file holds may be left out: constants at their value, and statistics that nothing reads,
+    which training has moved all the same.
+    """
+    return path in absent and (path.startswith("batch_stats/") or np.array_equal(absent[path], value))
 
 
-def _check_comes_back(source: Source, layout: Layout, states: States, config: Mapping[str, Any], lone: bool) -> None:
+def _check_comes_back(source: Source, layout: Layout, states: States, config: Mapping[str, Any], whole: bool) -> None:
     """Refuses an export that would be read as another network: one whose options no name, shape or config tells."""
     slot_of = {name: slot for slot, name in STATE_NAMES.items()} | {"": "ema"}
     parts = []
@@ -204,14 +244,14 @@ def _check_comes_back(source: Source, layout: Layout, states: States, config: Ma
     values = {name: value for name, (value, _) in decided.items()}
     networks, values = build_networks(layout.family, values, source.info.class_names)
     pairs = ((networks.generator, source.networks.generator), (networks.discriminator, source.networks.discriminator))
-    if all(again == before for again, before in pairs[: 1 if lone else 2]):
+    if all(again == before for again, before in pairs[: 2 if whole else 1]):
         return
     differing = [name for name, value in source.info.options.items() if values[name] != value]
     back = dataclasses.replace(source, networks=networks)
     z, labels = latents(2, source.networks.z_dim, 0, latent=source.networks.latent), [0, source.info.num_classes - 1]
     images = source.generate(z, labels)
     same = np.abs(back.generate(z, labels) - images).max() <= SAME_IMAGES
-    if same and source.discriminator is not None and not lone:
+    if same and source.discriminator is not None and whole:
         logits, again = source.judge(images, labels), back.judge(images, labels)
         same = np.abs(again - logits).max() <= SAME_IMAGES * max(1.0, np.abs(logits).max())
     words = ", ".join(f"{name}={source.info.options[name]}" for name in differing)

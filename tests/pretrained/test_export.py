@@ -12,7 +12,7 @@ import pytest
 
 from gantransfer.errors import UserError
 from gantransfer.pretrained.export import FORMATS, export
-from gantransfer.pretrained.source import latents, load, with_info
+from gantransfer.pretrained.source import fresh, latents, load, with_info
 from gantransfer.pretrained.torch_writer import write_torch
 
 
@@ -170,3 +170,48 @@ def test_the_sampler_runs_where_this_package_is_not(published, tmp_path):
     assert "same images" in done.stdout, done.stderr
     content = json.loads((tmp_path / "out" / "sampler.json").read_text())
     assert content["inputs"]["z"]["shape"] == ["n", published.networks.z_dim] and content["truncation"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["svhn_dcgan32", "celeba_dcgan32", "anime_dcgan64", "mnist_cwgan28"])
+def test_small_releases_go_back_to_the_arrays_they_came_from(shared, tmp_path, name):
+    files = sorted((shared / "weights" / name).glob("*.npz"))
+    export(load(shared / "weights" / name), "dcgan-npz", tmp_path / "out")
+    assert [file.name for file in sorted((tmp_path / "out").glob("*.npz"))] == [file.name for file in files]
+    for file in files:
+        theirs, ours = np.load(file), np.load(tmp_path / "out" / file.name)
+        assert set(theirs) == set(ours)
+        for key in theirs:
+            if not key.endswith("num_batches_tracked"):
+                np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+
+
+def test_statistics_that_no_file_holds_and_nothing_reads_do_not_stand_in_the_way(shared, tiny, tmp_path):
+    source = load(shared / "weights" / "svhn_dcgan32")
+    trained = tiny.replace_leaves(source.discriminator, batch_stats__block_1__bn__mean=np.full(128, 0.5, np.float32))
+    export(dataclasses.replace(source, discriminator=trained), "dcgan-npz", tmp_path / "out")
+    back, images = load(tmp_path / "out"), source.sample(4).astype(np.float32) / 127.5 - 1
+    np.testing.assert_array_equal(back.judge(images), source.judge(images))
+
+
+def test_a_release_without_a_discriminator_leaves_a_trained_one_out_and_says_so(shared, tiny, tmp_path, capsys):
+    source = load(shared / "weights" / "mnist_cwgan28")
+    names = source.info.class_names
+    trained = dataclasses.replace(
+        source, discriminator=fresh("dcgan", source.info.options, names, seed=0).discriminator
+    )
+    export(trained, "dcgan-npz", tmp_path / "out")
+    assert "dcgan-mnist-conditional has no discriminator" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").glob("*.npz")] == ["generator.npz"]
+    same_leaves(tiny, load(tmp_path / "out").ema, source.ema)
+
+
+def test_a_dcgan_trained_from_its_defaults_takes_the_names_of_the_example(tiny, tmp_path):
+    source = fresh("dcgan", {"resolution": 32, "width": 2}, ("all",), seed=0)
+    export(source, "dcgan-npz", tmp_path / "out")
+    assert "main.0.weight" in np.load(tmp_path / "out" / "generator.npz")
+    back = load(tmp_path / "out")
+    same_leaves(tiny, back.ema, source.ema)
+    same_leaves(tiny, back.discriminator, source.discriminator)
+    unlike = tiny.make_of("dcgan", resolution=32, width=2, norm_eps=0.5)
+    with pytest.raises(UserError, match=r"dcgan-pytorch: .*norm_eps=0\.5.*export as safetensors"):
+        export(unlike, "dcgan-npz", tmp_path / "unlike")
