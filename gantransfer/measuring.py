@@ -1,6 +1,7 @@
 """What is measured of sources and of pictures, for notebooks and for the verbs evaluate and select."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from gantransfer.data import ImageSet, open_images
 from gantransfer.errors import UserError
 from gantransfer.metrics import request
 from gantransfer.metrics.measure import Surroundings
-from gantransfer.metrics.protocols import make_plan
+from gantransfer.metrics.protocols import get_protocol, make_plan
 from gantransfer.metrics.records import append, evaluations
+from gantransfer.metrics.registry import find
 from gantransfer.metrics.statistics import Reference
 from gantransfer.pretrained.source import Source
 from gantransfer.run import Run, check_truncation, opened, run_at
@@ -88,7 +90,7 @@ def evaluate(
     if train is not None:
         trained = request.reference_for(train, judged)
     elif run is not None:
-        trained = evaluator.trained_on(run.path, judged)
+        trained = _trained_on(run, judged, metrics or get_protocol(protocol or "default").metrics, bool(metrics))
     count = len(trained) if trained else None
     plan = make_plan(protocol or "default", metrics, features, num_images, truncation, count, settings)
     if output is None and run is not None:
@@ -100,6 +102,20 @@ def evaluate(
         found = [{"images_seen": seen, "kimg": seen / 1000, "asked": True, **line} for line in evaluations(records)]
         append(run.path / "evaluations.jsonl", found)
     return records
+
+
+def _trained_on(run: Run, source: Source, metrics: Sequence[str], explicit: bool) -> ImageSet | None:
+    """The images that a run was trained on, where they are needed or would add the check for copies; else None."""
+    needed = any(find(name).train for name in metrics)
+    if explicit and not needed:
+        return None
+    try:
+        return evaluator.trained_on(run.path, source)
+    except UserError as error:
+        if needed:
+            raise
+        print(f"copies of training images are not looked for: {error}", file=sys.stderr)
+        return None
 
 
 def select(

@@ -21,7 +21,7 @@ from gantransfer.metrics.pictures import QUANTISATION, GeneratedPictures, Pictur
 from gantransfer.metrics.progress import Progress
 from gantransfer.metrics.protocols import Plan
 from gantransfer.metrics.records import Record
-from gantransfer.metrics.statistics import FEATURES, Parts, Reference, Statistics, gather
+from gantransfer.metrics.statistics import FEATURES, MOMENTS, Parts, Reference, Statistics, gather
 
 # Words of notes of a set that tell how its pictures were changed when they were opened.
 CHANGES = ("resized", "enlarged", "cut to", "padded", "repeated to three", "turned to grey")
@@ -129,7 +129,7 @@ def measure(
     began = time.monotonic()
     jobs = jobs_of(plan, fake, real, train)
     networks = {name: load(name) for name in dict.fromkeys(job.network for job in jobs) if name is not None}
-    jobs = [_with_outputs(job, networks.get(job.network)) for job in jobs]
+    jobs = resolved(plan, jobs, networks)
     sides = _pass(jobs, networks, {"fake": fake, "real": real, "train": train}, how)
     records: list[Record] = []
     shared = _protocol(plan, fake, real, seed) | dict(about or {})
@@ -147,7 +147,7 @@ def measure(
             train=sides["train"].get(job.network),
             train_pictures=train,
             folder=how.folder,
-            name=job.metric.name,
+            names=job.metric.names(job.settings, network and network.name),
         )
         for value in job.metric.compute(case):
             own = {
@@ -166,14 +166,31 @@ def measure(
     return records
 
 
-def _with_outputs(job: Job, network: Any) -> Job:
-    """The job with the logits that the network has; `UserError` where it has none."""
-    wanted = job.settings.get("logits", "logits")
-    if "logits" not in job.metric.fake | job.metric.real or wanted in network.outputs:
+def resolved(plan: Plan, jobs: Sequence[Job], networks: Mapping[str, Any]) -> list[Job]:
+    """The jobs with the outputs that their networks have; `UserError` where they lack what is needed."""
+    chosen = plan.overrides.get("settings", {})
+    return [_with_outputs(job, networks.get(job.network), f"{job.metric.name}.output" in chosen) for job in jobs]
+
+
+def _with_outputs(job: Job, network: Any, insisted: bool) -> Job:
+    """The job with the outputs that the network has, in place of those that only the protocol's own has.
+
+    Raises:
+      UserError: where it has no logits and the metric needs them, or not the output that the user insists on.
+    """
+    settings = dict(job.settings)
+    if network is None:
         return job
-    if "logits" not in network.outputs:
-        raise UserError(job.metric.name, f"{network.name} gives {', '.join(network.outputs)}", "a network with logits")
-    return Job(job.metric, job.network, {**job.settings, "logits": "logits"})
+    if settings.get("output", FEATURES) not in (FEATURES, *network.outputs):
+        if insisted:
+            raise UserError(f"{job.metric.name}.output", settings["output"], ", ".join((FEATURES, *network.outputs)))
+        settings["output"] = FEATURES
+    if "logits" in job.metric.fake and settings.get("logits", "logits") not in network.outputs:
+        if "logits" not in network.outputs:
+            value = f"{network.name} gives {', '.join(network.outputs)}"
+            raise UserError(job.metric.name, value, "a network with logits")
+        settings["logits"] = "logits"
+    return Job(job.metric, job.network, settings)
 
 
 def _pass(
@@ -193,7 +210,7 @@ def _pass(
             own = {"real": job.metric.real, "fake": job.metric.fake, "train": frozenset({FEATURES})}[side]
             if side == "train" and not job.metric.train:
                 continue
-            kinds = {job.settings["logits"] if kind == "logits" and "logits" in job.settings else kind for kind in own}
+            kinds = {_kind(kind, job.settings) for kind in own}
             if kinds and job.network is not None:
                 wants[job.network] = wants.get(job.network, frozenset()) | kinds
         chosen = {name: networks[name] for name in wants}
@@ -211,6 +228,14 @@ def _pass(
             progress=None if how.quiet else Progress(f"features of {pictures[side].name}"),
         )
     return found
+
+
+def _kind(kind: str, settings: Mapping[str, Any]) -> str:
+    """What is wanted of the network for a need of a metric: which logits, which output."""
+    if kind == "logits":
+        return str(settings.get("logits", kind))
+    other = settings.get("output", FEATURES)
+    return kind if other == FEATURES or kind != MOMENTS else str(other)
 
 
 def _one_side(sides: Mapping[str, Statistics], network: str | None, most: int | None, count: int) -> Statistics:

@@ -43,7 +43,7 @@ class Case:
       seed: of everything that the metric draws.
       train, train_pictures: what the generator was trained on; None where not known.
       folder: where pictures go; None: nowhere.
-      name: of the metric as it was asked for.
+      names: of the metric's numbers.
     """
 
     real: Statistics
@@ -56,7 +56,7 @@ class Case:
     train: Statistics | None = None
     train_pictures: Pictures | None = None
     folder: Path | None = None
-    name: str = ""
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Metric:
       train: whether it needs the images that were trained on.
       generator: whether it needs a generator, not pictures of one.
       pictures: whether it looks at the real pictures themselves.
+      named: names of its numbers under some settings on a network, where they depend on these; None: `makes`.
     """
 
     name: str
@@ -95,6 +96,11 @@ class Metric:
     train: bool = False
     generator: bool = False
     pictures: bool = False
+    named: Callable[[str, Mapping[str, Any], str | None], str] | None = None
+
+    def names(self, settings: Mapping[str, Any], network: str | None) -> tuple[str, ...]:
+        """Names of its numbers under these settings on this network."""
+        return self.makes if self.named is None else (self.named(self.name, settings, network),)
 
     @property
     def needs_network(self) -> bool:

@@ -3,7 +3,7 @@
 A protocol picks metrics and their settings; `measure` sees to it that what they need is there and computed once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,21 @@ from gantransfer.metrics.metric import FEATURES, LOGITS, MOMENTS, Case, Metric, 
 METRICS: dict[str, Metric] = {}
 # Names that papers use for networks of `fd_NETWORK`.
 ALIASES = {"dinov2": "dinov2_vitl14", "dinov2_s": "dinov2_vits14"}
+
+
+def _of_output(name: str, settings: Mapping[str, Any], network: str | None) -> str:
+    """Names a number by the output of the network that it is taken of, if that is not its features."""
+    output = settings.get("output", "features")
+    return name if output == "features" else f"{name}_{output}"
+
+
+def _of_embedding(name: str, settings: Mapping[str, Any], network: str | None) -> str:
+    # Published numbers are of ViT-L/14 at 336 px; those of the small network must not be taken for them.
+    return f"{name}_b32" if network == "clip_vit_b32" else name
+
+
+def _of_path(name: str, settings: Mapping[str, Any], network: str | None) -> str:
+    return f"{name}_{settings['space']}{settings['sampling']}"
 
 
 def _metric(**described: Any) -> Callable[[Callable[[Case], list[Value]]], Callable[[Case], list[Value]]]:
@@ -53,23 +68,27 @@ def find(name: str) -> Metric:
 
 @_metric(
     name="fid",
-    about="Fréchet distance of the features' Gaussians; `ddof` 1 divides covariances by n - 1, 0 by n",
+    about="Fréchet distance of the features' Gaussians; `ddof` 1 divides covariances by n - 1, 0 by n; "
+    "of another `output` of the network it is called `fid_OUTPUT`",
     paper="Heusel et al. 2017",
     better="lower",
+    named=_of_output,
     real=MOMENTS,
     fake=MOMENTS,
-    settings={"ddof": 1},
+    settings={"ddof": 1, "output": "features"},
 )
 def _fid(case: Case) -> list[Value]:
-    from gantransfer.metrics.frechet import frechet_distance
+    from gantransfer.metrics.frechet import Moments, frechet_distance
 
-    width = len(case.fake.moments.mean)
+    output = case.settings.get("output", "features")
+    real, fake = case.real.moments, case.fake.moments
+    if output != "features":
+        real, fake = Moments.of(case.real.rows[output]), Moments.of(case.fake.rows[output])
+    width = len(fake.mean)
     details = {"width": width}
     if min(case.real.count, case.fake.count) <= width:
         details["note"] = f"fewer images than the {width} features, so the value is biased upwards"
-    return [
-        Value(case.name, frechet_distance(case.real.moments, case.fake.moments, case.settings["ddof"]), None, details)
-    ]
+    return [Value(case.names[0], frechet_distance(real, fake, case.settings["ddof"]), None, details)]
 
 
 @_metric(
@@ -150,7 +169,7 @@ def _intra_fid(case: Case) -> list[Value]:
 
 @_metric(
     name="cmmd",
-    makes=("cmmd", "cmmd_b32"),
+    named=_of_embedding,
     about="1000 times the squared discrepancy of CLIP embeddings of unit length under a Gaussian kernel, sigma 10",
     paper="Jayasumana et al. 2024",
     better="lower",
@@ -163,8 +182,7 @@ def _cmmd(case: Case) -> list[Value]:
     from gantransfer.metrics.discrepancy import cmmd, unit_rows
 
     value = cmmd(unit_rows(case.real.features), unit_rows(case.fake.features), case.settings["sigma"])
-    # Published numbers are of ViT-L/14 at 336 px; those of the small network must not be taken for them.
-    return [Value("cmmd_b32" if case.network.name == "clip_vit_b32" else "cmmd", value)]
+    return [Value(case.names[0], value)]
 
 
 # ------------------------------------------------------------------------------------------------ of neighbours of rows
@@ -369,7 +387,7 @@ def _intra_lpips(case: Case) -> list[Value]:
 
 @_metric(
     name="ppl",
-    makes=("ppl_wend", "ppl_wfull", "ppl_zend", "ppl_zfull"),
+    named=_of_path,
     about="perceptual path length: LPIPS distance of both ends of a step of 1e-4 in latent space, over its square",
     paper="Karras et al. 2019",
     better="lower",
@@ -380,9 +398,8 @@ def _intra_lpips(case: Case) -> list[Value]:
 def _ppl(case: Case) -> list[Value]:
     from gantransfer.metrics.of_pictures import heads_named, perceptual_path_length
 
-    name = f"ppl_{case.settings['space']}{case.settings['sampling']}"
     details = {"heads": heads_named(case.network, case.settings["heads"])}
-    return [Value(name, perceptual_path_length(case), None, details)]
+    return [Value(case.names[0], perceptual_path_length(case), None, details)]
 
 
 @_metric(

@@ -22,7 +22,7 @@ from gantransfer.data.image_set import ImageSet
 from gantransfer.data.sources import open_images
 from gantransfer.errors import UserError, one_of
 from gantransfer.features import FeatureNetwork
-from gantransfer.metrics.measure import Surroundings, jobs_of, measure
+from gantransfer.metrics.measure import Surroundings, jobs_of, measure, resolved
 from gantransfer.metrics.pictures import RealPictures
 from gantransfer.metrics.protocols import get_protocol, make_plan
 from gantransfer.metrics.records import Record, evaluations
@@ -125,16 +125,17 @@ class ByProtocol:
             training_images=len(self.train),
         )
         self.images, suffix = images, self.plan.protocol.suffix
-        self.directions: Mapping[str, bool] = {
-            name + suffix: metric.better == "lower" for metric in self.plan.metrics for name in metric.makes
-        }
         self.load = functools.cache(network_loader(self.plan, tuple(config.weights)))
         self.devices = devices.chosen(task.config.devices.count)
         fake, real, _ = sides(task.source, images, self.plan, 0, 1.0)
         # Before a step is taken: too few images, networks whose weights are missing.
-        for job in jobs_of(self.plan, fake, real, self.train):
-            if job.network is not None:
-                self.load(job.network)
+        jobs = jobs_of(self.plan, fake, real, self.train)
+        networks = {job.network: self.load(job.network) for job in jobs if job.network is not None}
+        self.directions: Mapping[str, bool] = {
+            name + suffix: job.metric.better == "lower"
+            for job in resolved(self.plan, jobs, networks)
+            for name in job.metric.names(job.settings, job.network)
+        }
 
     def __call__(self, source: Source) -> list[Record]:
         """One record for each protocol among the metrics (networks differ), as lines of evaluations.jsonl."""

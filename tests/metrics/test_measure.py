@@ -96,7 +96,7 @@ def test_every_number_is_a_line_with_everything_that_it_was_measured_under(real)
         "generator_weights": "ema",
         "generator_fingerprint": rig.source("toy").fingerprint(),
         "divisor": "n - 1",
-        "settings": {"ddof": 1},
+        "settings": {"ddof": 1, "output": "features"},
     }
     assert {key: record[key] for key in expected} == expected
     assert {"quantise", "batch_norm_rule", "precision", "wall_seconds", "device_kind", "versions"} <= set(record)
@@ -213,7 +213,7 @@ def test_protocols_are_as_published():
     assert (studiogan.num_images(1234), studiogan.labels, studiogan.pipeline) == (1234, "uniform", "friendly")
     assert studiogan.settings_of(registry.find("inception_score"))["splits"] == 1
     assert (nvidia.num_images(10), nvidia.labels, nvidia.pipeline) == (50_000, "data", "legacy_tensorflow")
-    assert nvidia.settings_of(registry.find("fid")) == {"ddof": 0}
+    assert nvidia.settings_of(registry.find("fid")) == {"ddof": 0, "output": "features"}
     precision = registry.find("precision_recall")
     assert nvidia.settings_of(precision) == {"k": 3, "half": True} and nvidia.network_of(precision) == "vgg16"
     assert [get_protocol("default").num_images(n) for n in (100, 20_000, 10**6)] == [5_000, 20_000, 50_000]
@@ -231,6 +231,18 @@ def test_protocols_divide_and_draw_as_they_say(real):
     assert nvidia["divisor"] == "n" and nvidia["labels_rule"] == "data" and nvidia["value"] != default["value"]
     quick = measured(fake, real, ("kid_full",), protocol="quick")
     assert list(quick) == ["kid_full_quick"]
+
+
+def test_a_distance_of_another_output_of_the_network_has_another_name(real):
+    fake = RealPictures(image_set(40, seed=2))
+    (found,) = measured(fake, real, ("fid",), plan={"settings": {"fid.output": "pooled"}}).values()
+    assert found["metric"] == "fid_pooled"
+    assert found["value"] == pytest.approx(values(fake, real, ("fid",))["fid"], rel=1e-9)
+    # The protocol's own output gives way to what the network has; the user's does not.
+    quick = measured(fake, real, ("fid",), protocol="quick")["fid_quick"]
+    assert quick["settings"]["output"] == "features"
+    with pytest.raises(UserError, match="fid.output: '768'.*features, pooled, logits"):
+        measured(fake, real, ("fid",), plan={"settings": {"fid.output": 768}})
 
 
 def test_numbers_of_different_protocols_do_not_compare(real, tmp_path):

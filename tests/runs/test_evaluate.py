@@ -130,6 +130,14 @@ def test_a_run_keeps_what_is_measured_of_it_beside_its_own_evaluations(whole_dot
         record["metric"]: record["value"] for record in records
     }
     assert "fid" in api.report([run]).read_text()
+    # Where its images have gone, only what needs them is refused.
+    (run / "data.json").write_text((run / "data.json").read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    given = {"features": "projection", "num_images": 30}
+    assert api.evaluate(run, dots, metrics=["fid"], **given)[0]["value"] == records[0]["value"]
+    api.evaluate(run, dots, protocol="clean", **given)
+    assert "copies of training images are not looked for" in capsys.readouterr().err
+    with pytest.raises(UserError, match="these are others"):
+        api.evaluate(run, dots, metrics=["memorisation"], **given)
     assert [row["metric"] for row in lines_of(capsys, "compare", run, run)][:1] == ["fid"]
 
 
@@ -203,22 +211,26 @@ def test_a_run_stops_where_nothing_becomes_better_and_a_killed_one_stops_there_t
     assert rig.finetune(tmp_path / "other-run", dots, settings) == 130
     assert rig.finetune(tmp_path / "other-run", dots, settings) == 0
     rig.assert_same_run(tmp_path / "one-run", tmp_path / "other-run")
-    # Done is done; with more patience it goes on.
-    assert rig.finetune(tmp_path / "other-run", dots, settings) == 0
-    assert api.Run(tmp_path / "other-run").images_seen == 80
+    # With more patience it goes on.
     assert rig.finetune(tmp_path / "other-run", dots, {**settings, "evaluate.stop_after": 5, "kimg": 0.112}) == 0
     assert api.load(f"{tmp_path / 'other-run'}@best").info.images_seen == 96
 
 
-def test_an_evaluation_by_hand_does_not_count_for_the_end(dots, tmp_path, monkeypatch):
-    worsening(monkeypatch, dict.fromkeys(range(0, 200, 16), 5.0))
-    settings = {**EVALUATED, "kimg": 0.032, "evaluate.stop_after": 3}
-    assert rig.finetune(tmp_path / "run", dots, settings) == 0
-    path = tmp_path / "run" / "evaluations.jsonl"
-    line = {**rig.lines(path)[0], "asked": True, "metrics": {"fid": 0.1}}
-    path.write_text(path.read_text() + json.dumps(line) + "\n")
-    assert rig.finetune(tmp_path / "run", dots, {**settings, "kimg": 0.192}) == 0
-    assert api.Run(tmp_path / "run").images_seen == 64
+def test_what_is_best_is_read_from_the_records_where_evaluations_by_hand_do_not_count():
+    evaluator = object.__new__(evaluators.Evaluator)
+    evaluator.best, evaluator.lower, evaluator.patience = "recall", False, 2
+    line = lambda seen, value, **more: {"images_seen": seen, "metrics": {"recall": value}, "protocol": {}, **more}
+    lines = [line(0, 0.3), line(20, 0.5), line(10, 0.6), line(20, 0.9, asked=True), line(20, 0.9, at_end=True)]
+    evaluator.resume(lines)
+    assert not evaluator.improved and not evaluator.enough
+    evaluator.resume([*lines, line(30, 0.6)])
+    assert evaluator.enough
+    evaluator.resume([*lines, line(30, 0.61)])
+    assert evaluator.improved and not evaluator.enough
+    evaluator.resume([line(0, None), line(10, None)])
+    assert not evaluator.improved
+    evaluator.resume([])
+    assert not evaluator.improved and not evaluator.enough
 
 
 def test_settings_that_cannot_be_kept_are_refused_before_a_step(dots, tmp_path):
@@ -228,8 +240,6 @@ def test_settings_that_cannot_be_kept_are_refused_before_a_step(dots, tmp_path):
 
     begun(**{"evaluate.best": "kid"})
     begun(**{"evaluate.samples": 4})
-    begun(**{"evaluate.at_end": "full"})
-    begun(**{"evaluate.features": "projektion"})
 
 
 def test_the_default_protocol_names_the_missing_weights_in_one_line(tmp_path, capsys, monkeypatch):
