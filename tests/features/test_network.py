@@ -1,5 +1,7 @@
 """What holds for every feature network: what goes in, what comes out, what is refused. Small networks stand for all."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,3 +185,12 @@ def test_settings_are_known_by_name():
         features.load(f"random:{NAME}", folds=True)
     with pytest.raises(UserError, match="it ships"):
         features.load("digits_cnn", weights={})
+
+
+def test_the_page_of_feature_networks_names_every_one_of_ours_with_its_file():
+    page = (Path(__file__).parents[2] / "docs" / "features.md").read_text("utf-8")
+    for name, architecture in features.architectures().items():
+        if not name.startswith("swin_t_"):
+            assert f"`{name}`" in page
+        if not name.startswith(("swin", "clip", "dino")):
+            assert all(f"`{weights.file.name}`" in page for weights in architecture.weights), name
