@@ -45,7 +45,7 @@ class SwinTransformer(Transformer):
             found = f"{x.shape[1]}x{x.shape[2]}"
             raise UserError("image size for Swin", found, f"height and width that are multiples of {least}")
         taps = Taps(want)
-        x = self.conv(x, "patch_embed.proj", WIDTH, PATCH, stride=PATCH, bias=True)
+        x = self.patches(x, "patch_embed.proj", WIDTH, PATCH)
         x = self.layer_norm(x, "patch_embed.norm", EPS)
         taps("patch_embed", _tokens(x))
         for stage, (depth, heads) in enumerate(zip(DEPTHS, HEADS, strict=True)):

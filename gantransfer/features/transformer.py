@@ -23,7 +23,26 @@ class LayerNorm(Stored):
         return (centred / deviation).astype(x.dtype) * weight + bias
 
 
-class Array1(Stored):
+class Patches(Stored):
+    """Convolution whose stride is its size, as one product: the gradient of the convolution is very slow on CPUs."""
+
+    features: int
+    side: int
+    bias: bool
+    precision: jax.lax.Precision
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n _h _w _o"]:
+        """Returns one token per patch; height and width are multiples of its side."""
+        n, high, wide, channels = x.shape
+        weight = self.stored("weight", self.side, self.side, channels, self.features, dtype=x.dtype)
+        x = x.reshape(n, high // self.side, self.side, wide // self.side, self.side, channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(n, high // self.side, wide // self.side, -1)
+        y = jnp.dot(x, weight.reshape(-1, self.features), precision=self.precision)
+        return y + self.stored("bias", self.features, dtype=x.dtype) if self.bias else y
+
+
+class StoredArray(Stored):
     """One array that is added or multiplied as it is: a token, a table, the scale of a branch.
 
     Args:
@@ -43,6 +62,12 @@ class Array1(Stored):
 class Transformer(Graph):
     """A graph of blocks that attend and then transform each token."""
 
+    def patches(
+        self, x: Float[Array, "n h w i"], name: str, features: int, side: int, *, bias: bool = True
+    ) -> Float[Array, "n _h _w _o"]:
+        """One token per square patch, in rows."""
+        return Patches(features, side, bias, self.precision, name=name)(x)
+
     def layer_norm(self, x: Float[Array, "*n c"], name: str, eps: float) -> Float[Array, "*n c"]:
         """Layer norm with stored scale and shift."""
         return LayerNorm(eps, name=name)(x)
@@ -51,7 +76,7 @@ class Transformer(Graph):
         """A stored array that is no layer's: a token, or a table of positions."""
         layer, _, leaf = name.rpartition(".")
         if layer:
-            return Array1(leaf, shape, name=layer)(dtype)
+            return StoredArray(leaf, shape, name=layer)(dtype)
         return self.param(name, lambda key: jnp.zeros(shape, jnp.float32)).astype(dtype)
 
     def mlp(self, x: Float[Array, "*n c"], names: tuple[str, str], act=None) -> Float[Array, "*n c"]:

@@ -61,7 +61,7 @@ class ClipTower(Transformer):
         if x.shape[1:3] != (side, side):
             raise UserError("image size for CLIP", f"{x.shape[1]}x{x.shape[2]}", f"{side}x{side}: its table is fixed")
         taps = Taps(want)
-        x = taps("conv1", self.conv(x, "conv1", self.width, self.patch, stride=self.patch))
+        x = taps("conv1", self.patches(x, "conv1", self.width, self.patch, bias=False))
         x = x.reshape(len(x), -1, self.width)
         token = self.table("class_embedding", self.width, dtype=x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, self.width)), x], axis=1)
@@ -109,7 +109,7 @@ class DinoTransformer(Transformer):
             allowed = f"height and width that are multiples of {self.patch}, the side of a patch"
             raise UserError("image size for a vision transformer", f"{x.shape[1]}x{x.shape[2]}", allowed)
         taps = Taps(want)
-        x = self.conv(x, "patch_embed.proj", self.width, self.patch, stride=self.patch, bias=True)
+        x = self.patches(x, "patch_embed.proj", self.width, self.patch)
         x = taps("patch_embed", x.reshape(len(x), -1, self.width))
         token = self.table("cls_token", 1, 1, self.width, dtype=x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, self.width)), x], axis=1)
