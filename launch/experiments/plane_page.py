@@ -15,7 +15,7 @@ import plane
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "results" / "pictures"
-PREDICTORS = ("recall", "precision", "similarity", "age")
+PREDICTORS = ("recall", "precision", "similarity", "wasserstein", "age")
 COLOURS = {"none": "#777777", "discriminator": "#d98f1f", "generator": "#2a78b5", "both": "#2d8a4e"}
 SHOWN_STEPS = 500
 
@@ -58,7 +58,9 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def ways_table(lines: Sequence[Line]) -> str:
     """Means over seeds [lowest..highest] of each way from each source."""
-    found = ["| source | transferred | W1 at 0 | at 250 | at 500 | at 1000 | modes at 500 | recall | precision |"]
+    found = [
+        "| source | transferred | W1 at 0 | at 250 | at 500 | at 1000 | modes, 500 | recall, 500 | precision, 500 |"
+    ]
     found.append("| --- " * 9 + "|")
     for source in ("circle", "three"):
         for way in plane.WAYS:
@@ -93,19 +95,28 @@ def correlation_table(lines: Sequence[Line]) -> str:
     return "\n".join(found)
 
 
-def saturated_table(lines: Sequence[Line], above: float = 0.95) -> str:
-    """The same among snapshots whose recall is nearly 1, where recall cannot choose any more."""
-    late = [line for line in lines if line["measured"][0]["recall"] >= above]
-    found = [f"Snapshots with a recall of at least {above}: {len(late)}, ages {min(column(late, 'age'))} and more."]
-    found += [f"{name}: {pearson(column(late, name), column(late, 'score')):+.2f}" for name in PREDICTORS]
-    return "\n".join(found)
+def choice_table(ways: Sequence[Line], snapshots: Sequence[Line], above: float = 0.95) -> str:
+    """The same where age cannot explain it (finished sources of two kinds), and where recall has saturated."""
+    finished = [{**line, "age": plane.SOURCE_STEPS} for line in ways if line["way"] == "both"]
+    covering = [line for line in snapshots if line["measured"][0]["recall"] >= above]
+    found = [
+        "| predictor | both kinds of sources, equal age | snapshots with a recall of at least 0.95 |",
+        "| --- " * 3 + "|",
+    ]
+    for name in PREDICTORS:
+        values = [f"{pearson(column(covering, name), column(covering, 'score')):+.2f}"]
+        known = name != "age"
+        values.insert(0, f"{pearson(column(finished, name), column(finished, 'score')):+.2f}" if known else "")
+        found.append(f"| {name} | {' | '.join(values)} |")
+    counts = f"{len(finished)} sources; {len(covering)} snapshots, ages {min(column(covering, 'age'))} and more"
+    return "\n".join([*found, "", counts])
 
 
 def ways_figure(lines: Sequence[Line], workdir: Path) -> None:
     """What each way has learned after 500 steps, and the distance over steps."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(17, 3.2), layout="constrained")
+    figure = Figure(figsize=(17, 3.6), layout="constrained")
     points = shown_points(workdir)
     axes = figure.subplots(1, len(points) + 1, width_ratios=(*(1 for _ in points), 1.35))
     target = np.asarray(plane.DISTRIBUTIONS["target"](jax.random.key(0), 1000))
@@ -119,8 +130,13 @@ def ways_figure(lines: Sequence[Line], workdir: Path) -> None:
         steps = plane.INTERVAL * np.arange(distances.shape[1])
         axes[-1].plot(steps, distances.mean(axis=0), color=colour, label=way)
         axes[-1].fill_between(steps, distances.min(axis=0), distances.max(axis=0), color=colour, alpha=0.2, lw=0)
-    axes[-1].set(xlabel="generator steps of finetuning", ylabel="Wasserstein-1 distance", ylim=(0, None))
-    axes[-1].legend(frameon=False, title="transferred")
+    axes[-1].set(
+        xlabel="generator steps of finetuning",
+        ylabel="Wasserstein-1 distance",
+        ylim=(0, None),
+        title="mean, lowest and highest of the seeds",
+    )
+    axes[-1].legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 0.8), fontsize="small")
     figure.savefig(PICTURES / "plane_ways.png", dpi=110)
 
 
@@ -143,12 +159,13 @@ def snapshots_figure(lines: Sequence[Line]) -> None:
     """The score of each finetuned snapshot over each predictor."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 3.7), layout="constrained")
+    figure = Figure(figsize=(15, 3.6), layout="constrained")
     labels = {
         "recall": "recall before finetuning",
         "precision": "precision before finetuning",
-        "similarity": "gradient similarity (descent)",
-        "age": "age: generator steps of the source",
+        "similarity": "gradient similarity",
+        "wasserstein": "W1 before finetuning",
+        "age": "age: steps of the source",
     }
     axes = figure.subplots(1, len(PREDICTORS), sharey=True)
     for axis, name in zip(axes, PREDICTORS, strict=True):
@@ -171,7 +188,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/plane"))
     workdir = parser.parse_args().workdir
     ways, snapshots = read(workdir / "ways.jsonl"), read(workdir / "snapshots.jsonl")
-    print(ways_table(ways), correlation_table(snapshots), saturated_table(snapshots), sep="\n\n")
+    print(ways_table(ways), correlation_table(snapshots), choice_table(ways, snapshots), sep="\n\n")
     ways_figure(ways, workdir)
     snapshots_figure(snapshots)
 
