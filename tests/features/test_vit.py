@@ -94,7 +94,7 @@ def test_a_batch_equals_its_images_one_by_one(dino, key):
 
 
 def test_gradients_reach_every_pixel_also_of_a_black_image(dino):
-    gradient = jax.grad(lambda x: dino(x, want=("cls",))["cls"].sum() ** 2)(jnp.full((1, 12, 12, 3), -2.0))
+    gradient = jax.grad(lambda x: dino(x, want=("cls",))["cls"][:, :3].sum())(jnp.full((1, 12, 12, 3), -2.0))
     assert np.isfinite(gradient).all() and (np.abs(gradient).max(axis=-1) > 0).all()
 
 

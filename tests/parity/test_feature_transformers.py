@@ -69,13 +69,14 @@ def run(network, fixture, name, dtype):
     outputs, stages = names(fixture, "out_summary"), names(fixture, "stage")
     weigh = {key: fx.cotangent(name, key, tuple(fixture[f"out_summary/{key}/shape"])) for key in outputs}
 
-    def weighed(image):
+    # Weights are an argument: as constants they would be folded into the program, element by element.
+    def weighed(image, params):
         x = (image - fixture["mean"].astype(dtype)) / fixture["std"].astype(dtype)
-        found = network.apply(network.params, x, (*outputs, *stages))
+        found = network.apply(params, x, (*outputs, *stages))
         return sum(jnp.sum(found[key] * weigh[key].astype(dtype)) for key in outputs), found
 
     image = fx.picture(name, tuple(fixture["input_shape"])).transpose(0, 2, 3, 1).astype(dtype)
-    (_, found), gradient = quick_jit(jax.value_and_grad(weighed, has_aux=True))(image)
+    (_, found), gradient = quick_jit(jax.value_and_grad(weighed, has_aux=True))(image, network.params)
     return {key: published(key, value) for key, value in found.items()}, gradient.transpose(0, 3, 1, 2)
 
 
@@ -136,7 +137,7 @@ def test_images_of_other_sizes_give_the_published_features(load, name, size):
     network, _, fixture = load(name)
     with jax.enable_x64(True):
         x = normalised(fixture, f"resize{size[0]}x{size[1]}", (1, 3, *size), np.float64)
-        found = quick_jit(lambda x: network.apply(network.params, x, ("cls",)))(x)["cls"]
+        found = quick_jit(lambda x, params: network.apply(params, x, ("cls",)))(x, network.params)["cls"]
     recorded = fixture[f"extra/out_{size[0]}x{size[1]}"]
     assert np.abs(found - recorded).max() <= 1e-5 * np.abs(recorded).max()
 
@@ -147,7 +148,7 @@ def test_a_square_matrix_that_was_transposed_is_seen(load):
     _, state, fixture = load(name)
     wrong = features.load(name, weights=state | {key: state[key].T})
     x = normalised(fixture, name, tuple(fixture["input_shape"]), np.float32)
-    found = quick_jit(lambda x: wrong.apply(wrong.params, x, ("blocks.5", "cls")))(x)
+    found = quick_jit(lambda x, params: wrong.apply(params, x, ("blocks.5", "cls")))(x, wrong.params)
     with pytest.raises(AssertionError, match="stage/blocks.5"):
         assert_recorded(found["blocks.5"], fixture, "stage/blocks.5", 1e-3)
     assert np.abs(found["cls"] - fixture["out/cls"]).max() > 1e-2 * np.abs(fixture["out/cls"]).max()
