@@ -10,6 +10,7 @@ name it. A snapshot stores the share that has been reached.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -30,6 +31,7 @@ class FadeIn(Method):
       kimg: real images, in thousands, until the new block is all that the next one is given.
     """
 
+    settles: ClassVar[bool] = True
     kimg: float = 20.0
 
     def check(self) -> None:

@@ -156,6 +156,7 @@ class Method:
       name: the registered name.
       claims: resources that only one method of a run may hold.
       wants: per role, names of stages that the step must keep for this method's `loss`.
+      settles: whether a snapshot stores, as the discriminator's own, the weights that this method's `weights` gives it.
     """
 
     every: int = field(default=1, kw_only=True)
@@ -163,6 +164,7 @@ class Method:
     name: ClassVar[str] = ""
     claims: ClassVar[tuple[str, ...]] = ()
     wants: ClassVar[Mapping[Role, tuple[str, ...]]] = {}
+    settles: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if "loss" in self.hooks():

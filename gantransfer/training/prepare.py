@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from gantransfer.data.batches import DeviceImages
 from gantransfer.data.image_set import ImageSet
 from gantransfer.errors import UserError
-from gantransfer.methods import check_together, fade_in, parse_method
+from gantransfer.methods import check_together, parse_method
 from gantransfer.methods.hooks import Method, MethodState, Players
 from gantransfer.models import get_family
 from gantransfer.models.family import ROLES, Networks, Role
@@ -109,8 +109,8 @@ class Task:
         )
         generator, ema = self.variables(state.generator, "generator"), self.variables(state.ema, "generator")
         discriminator = self.variables(state.discriminator, "discriminator")
-        for method in self.recipe.methods:
-            if isinstance(method, fade_in.FadeIn):
+        for method in self.recipe.with_hook("weights"):
+            if method.settles:
                 held = jax.device_get(state.methods[method.name])
                 discriminator["params"] = method.weights("discriminator", discriminator["params"], held)
         return Source(info, self.source.networks, generator, ema, discriminator)
@@ -140,9 +140,9 @@ def prepare(config: ml_collections.ConfigDict, source: Source, images: ImageSet,
     mode = get_mode(config.mode, tuple(config.transfer.train_g), tuple(config.transfer.train_d))
     methods = tuple(parse_method(line) for line in config.methods)
     networks = with_compute(source, config)
-    if source.info.options.get("fade_d") and not any(isinstance(method, fade_in.FadeIn) for method in methods):
-        methods = (*methods, fade_in.FadeIn())
-        log(f"D: its added block is faded in over {methods[-1].kimg:g} kimg; methods takes fade_in(kimg=...)")
+    if source.info.options.get("fade_d") and not any(method.name == "fade_in" for method in methods):
+        methods = (*methods, parse_method("fade_in"))
+        log(f"D: its added block comes in by {methods[-1]}, which the config does not name")
     check_together(methods)
     for method in methods:
         method.needs(networks)

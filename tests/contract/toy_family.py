@@ -60,7 +60,7 @@ class Discriminator(nn.Module):
     @nn.compact
     def __call__(self, x: Array, c: Labels, train: bool = False, want: tuple[str, ...] = ()) -> Judgement:
         stages = {}
-        share = self.param("fade", nn.initializers.constant(0.25), ())
+        share = self.param("fade", nn.initializers.constant(0.8), ())
         for i in range(2):
             name, given, x = f"b{x.shape[1]}", x, Block(False, name=f"block_{i}")(x)
             if i == 0:

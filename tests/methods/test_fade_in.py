@@ -24,7 +24,7 @@ def task():
     for name, value in {"batch": 4, "mode": "full", "objective.loss": "non_saturating", "devices.count": 1}.items():
         fields.set_field(config, name, value)
     task = prepare(config, change_resolution(small, 16)[0], rig.images(16), lines.append)
-    assert any("faded in over 20 kimg" in line for line in lines)
+    assert any("its added block comes in by FadeIn" in line and "kimg=20.0" in line for line in lines)
     return task
 
 

@@ -163,7 +163,7 @@ CASES = {
             "--mode",
             "custom",
             "--config.transfer.train_d=*",
-            "--config.methods=freeze_discriminator(blocks=2, heads=True)",
+            "--config.methods=('freeze_discriminator(blocks=2, heads=True)','fade_in')",
         ),
         "transfer.train_g",
         (),

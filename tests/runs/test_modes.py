@@ -117,7 +117,7 @@ FAST = {
 }
 STEPS = 3
 # settings: (leaves of G that train, leaves of D that train), by the first part of their path
-G, D = {"shared", "linear", "block_0", "block_1", "out"}, {"block_0", "block_1", "head", "embed", "class_head"}
+G, D = {"shared", "linear", "block_0", "block_1", "out"}, {"block_0", "block_1", "head", "embed", "class_head", "fade"}
 FREEZE = {
     "full, freezing D": "freeze_discriminator(blocks=1)",
     "class_embedding_only, freezing D": "freeze_discriminator(resolution=8)",
