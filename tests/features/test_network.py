@@ -126,6 +126,15 @@ def test_a_network_runs_inside_a_program_is_differentiable_and_never_moves(netwo
     assert jax.tree.all(jax.tree.map(np.array_equal, before, network.params))
 
 
+def test_images_may_lie_on_several_devices(network, images):
+    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
+    split = jax.device_put(images[:4], jax.NamedSharding(mesh, jax.P("data")))
+    whole = jax.device_put(network.params, jax.NamedSharding(mesh, jax.P()))
+    found = jax.jit(lambda params, x: network.forward(params, x, ("pool",)))(whole, split)["pool"]
+    assert len(found.sharding.device_set) == 4
+    np.testing.assert_allclose(found, network(images[:4])["pool"], rtol=1e-4, atol=1e-4)
+
+
 def test_the_gradient_is_finite_where_all_features_are_zero(state, images):
     dead = state | {key: np.full_like(value, -1e3) for key, value in state.items() if key.endswith("bn2.bias")}
     network = features.load(NAME, weights=dead)
