@@ -177,7 +177,7 @@ def build_parser() -> _Parser:
     export.add_argument(
         "format",
         metavar="FORMAT",
-        help="biggan-pytorch, huggingface-biggan-deep, stylegan2-ada-pytorch, safetensors or stablehlo",
+        help="biggan-pytorch, huggingface-biggan-deep, stylegan2-ada-pytorch, dcgan-npz, safetensors or stablehlo",
     )
     export.add_argument("out", metavar="OUT", help="the folder to make")
     export.add_argument("--truncation", type=float, default=1.0, help="of the sampler of stablehlo")

@@ -297,8 +297,8 @@ def parse_seeds(seeds: str | Sequence[int]) -> list[int]:
 def export(source: str | Path | Run | Source, form: str, out: str | Path, *, truncation: float = 1.0) -> list[Path]:
     """Writes a source in a form that other people's code reads; returns the files.
 
-    `form` is biggan-pytorch, huggingface-biggan-deep, stylegan2-ada-pytorch, safetensors or stablehlo; `out` a folder
-    that is made. See `gantransfer.pretrained.export.export` for the rest.
+    `form` is biggan-pytorch, huggingface-biggan-deep, stylegan2-ada-pytorch, dcgan-npz, safetensors or stablehlo; `out`
+    a folder that is made. See `gantransfer.pretrained.export.export` for the rest.
     """
     one_of("format", form, exporting.FORMATS)
     return exporting.export(opened(source), form, out, truncation=truncation)
