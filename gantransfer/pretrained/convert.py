@@ -6,6 +6,7 @@ left out silently: what no layout knows, what is missing, and what is not finite
 
 import dataclasses
 import hashlib
+import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -309,8 +310,19 @@ def _on_device(trees: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def _placed(leaf: np.ndarray | jax.Array) -> jax.Array:
     # On a CPU, JAX may keep the array that it is given, and with it the whole mapped file that the array views.
     if isinstance(leaf, np.ndarray) and not leaf.flags.owndata:
-        leaf = np.array(leaf, order="C")
+        view, leaf = leaf, np.array(leaf, order="C")
+        _let_go(view)
     return jax.block_until_ready(jax.device_put(leaf))
+
+
+def _let_go(view: np.ndarray) -> None:
+    """Takes the pages of a mapped file out of memory again; what is still to be read comes back when it is."""
+    base: Any = view
+    while (inner := getattr(base, "base", None)) is not None:
+        base = inner
+    mapped = base.obj if isinstance(base, memoryview) else base
+    if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _class_names(count: int, given: Sequence[str] | None) -> tuple[str, ...]:
