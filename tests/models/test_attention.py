@@ -1,4 +1,4 @@
-"""The products of attention: both forms give equal numbers, to second order, and no derivative turns the weights over."""
+"""Attention's products: both forms are equal to second order, and no derivative turns the large weights over."""
 
 import re
 
