@@ -20,6 +20,7 @@ from gantransfer.metrics.probe import linear_probe
 from gantransfer.metrics.progress import Progress
 from gantransfer.metrics.statistics import FEATURES, Reference, gather
 from gantransfer.pretrained.source import Source
+from gantransfer.selection.chart import draw_rows
 
 MOST_IMAGES = 10_000
 LEAST_IMAGES = 4
@@ -118,20 +119,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     """Draws the held-out accuracy of each network with its interval, best on top; returns the file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 1.2 + 0.4 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    places = np.arange(len(rows))[::-1]
-    middle = np.array([row["validation_accuracy"] for row in rows])
-    ends = np.array([[row["low"] for row in rows], [row["high"] for row in rows]])
-    axes.errorbar(middle, places, xerr=np.abs(ends - middle), fmt="o", color="#1f5fa8", capsize=3)
-    axes.axvline(0.5, color="#999999", linewidth=1)
-    axes.set_yticks(places, [row["network"] for row in rows])
-    axes.set_xlim(0.4, 1.02)
-    axes.set_xlabel("held-out accuracy of a plane that tells real from generated (0.5: cannot)")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
+    def paint(axes, places):
+        middle = np.array([row["validation_accuracy"] for row in rows])
+        ends = np.array([[row["low"] for row in rows], [row["high"] for row in rows]])
+        axes.errorbar(middle, places, xerr=np.abs(ends - middle), fmt="o", color="#1f5fa8", capsize=3)
+        axes.axvline(0.5, color="#999999", linewidth=1)
+        axes.set_xlim(0.4, 1.02)
+        axes.set_xlabel("held-out accuracy of a plane that tells real from generated (0.5: cannot)")
+
+    return draw_rows([row["network"] for row in rows], 0.4, paint, path)

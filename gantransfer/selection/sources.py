@@ -2,9 +2,10 @@
 Useful?" (Grigoryev, Voynov, Babenko, ICLR 2022) found it to foretell transfer.
 
 A source is useful where its samples already cover the target: recall is the share of target images inside a ball of at
-least one sample. What separates usable sources of recall near 1 is whether their discriminator pulls samples towards
-the target; so that is shown beside it. All candidates are measured with as many samples, the same target images, the
-same network and the same k: recall depends strongly on each of them.
+least one sample. Recall saturates, and where it was measured here (docs/selection.md) the plain distance and the age of
+a source told more; so those, and whether its discriminator pulls samples towards the target, stand beside it. All
+candidates are measured with as many samples, the same target images, the same network and the same k: recall depends
+strongly on each of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from gantransfer.metrics.precision_recall import precision_recall_density_covera
 from gantransfer.metrics.progress import Progress
 from gantransfer.metrics.statistics import Reference, Statistics, gather
 from gantransfer.pretrained.source import Source, in_batches
+from gantransfer.selection.chart import draw_rows
 from gantransfer.selection.gradients import gradient_similarity
 
 MOST_IMAGES = 10_000
@@ -241,27 +243,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     if len({row["resolution"] for row in rows}) > 1:
         lines.append("candidates differ in size: each is compared with the target at its own size")
     if sum(row["recall"] > 1 - TIE for row in rows) > 1:
-        lines.append("recall is saturated: among sources near 1 the pull of D tells more, at equal age")
+        lines.append("recall is saturated: among sources near 1 the FID tells more, at equal age (docs/selection.md)")
     return "\n".join(lines)
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     """Draws recall and precision of each candidate, best on top, with the FID beside; returns the file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 1.2 + 0.5 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    places = np.arange(len(rows))[::-1]
-    axes.barh(places + 0.2, [row["recall"] for row in rows], 0.4, label="recall", color="#1f5fa8")
-    axes.barh(places - 0.2, [row["precision"] for row in rows], 0.4, label="precision", color="#c9c9c9")
-    axes.set_yticks(places, [row["source"] for row in rows])
-    for place, row in zip(places, rows, strict=True):
-        axes.text(1.02, place, f"FID {row['fid']:.4g}", va="center", transform=axes.get_yaxis_transform())
-    axes.set_xlim(0, 1)
-    axes.set_xlabel(f"share of images, k = {rows[0]['k']}, {rows[0]['network']}")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
+    def paint(axes, places):
+        axes.barh(places + 0.2, [row["recall"] for row in rows], 0.4, label="recall", color="#1f5fa8")
+        axes.barh(places - 0.2, [row["precision"] for row in rows], 0.4, label="precision", color="#c9c9c9")
+        for place, row in zip(places, rows, strict=True):
+            axes.text(1.02, place, f"FID {row['fid']:.4g}", va="center", transform=axes.get_yaxis_transform())
+        axes.set_xlim(0, 1)
+        axes.set_xlabel(f"share of images, k = {rows[0]['k']}, {rows[0]['network']}")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+
+    return draw_rows([row["source"] for row in rows], 0.5, paint, path)
