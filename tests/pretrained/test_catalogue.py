@@ -107,9 +107,18 @@ def test_a_misspelt_name_finds_its_neighbours():
         load("bigan-128")
 
 
-def test_a_source_that_nothing_reads_says_what_else_to_do():
-    with pytest.raises(UserError, match="converter.py makes a .pth"):
-        load("biggan-512-tfhub")
+def test_a_source_that_nothing_reads_is_refused_before_it_is_downloaded():
+    unread = [name for name, entry in CATALOGUE.items() if entry.layout is None]
+    assert unread == ["studiogan-biggan-mod-cifar10"] and CATALOGUE[unread[0]].files
+    with pytest.raises(UserError, match="ModGAN"):
+        load(unread[0])
+
+
+@pytest.mark.parametrize("name", ["biggan-256-tfhub", "biggan-deep-256-tfhub"])
+def test_a_module_of_the_hub_is_brought_by_the_user_and_then_read(name):
+    assert CATALOGUE[name].layout in {"biggan-tfhub", "biggan-deep-tfhub"}
+    with pytest.raises(UserError, match="files that you have: get them from https://tfhub.dev/deepmind/biggan"):
+        load(name)
 
 
 def test_the_command_line_lists_what_fits(capsys):

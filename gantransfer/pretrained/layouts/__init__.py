@@ -14,6 +14,7 @@ FILES: tuple[str, ...] = (
     "biggan",
     "biggan_deep",
     "biggan_deep_hub",
+    "biggan_tfhub",
     "dcgan",
     "dcgan_releases",
     "fastgan",

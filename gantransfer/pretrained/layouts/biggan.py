@@ -353,10 +353,10 @@ def counters(leaves: Iterable[Leaf]) -> State:
     return {str(mean).replace("stored_mean", COUNTER[2:]): np.zeros(1, np.float32) for mean in means}
 
 
-def _hub_values(role: Role, options: Options) -> State:
-    """Singular values: none are stored, and evaluation finds them anew."""
-    leaves = (leaf.ours for leaf in _leaves(role, options) if leaf.ours.endswith("/sigma"))
-    return {path: np.ones(1, np.float32) for path in leaves}
+def unit_values(leaves: Iterable[Leaf]) -> State:
+    """Singular values beside a table's vectors, where no file stores them, since evaluation finds them anew."""
+    vectors = (leaf.ours for leaf in leaves if leaf.ours.endswith("/u"))
+    return {f"{path.removesuffix('u')}sigma": np.ones(1, np.float32) for path in vectors}
 
 
 DROPPED = ((COUNTER, "counts batches while standing statistics are taken"),)
@@ -383,6 +383,6 @@ HUB = Layout(
     from_config=_from_config,
     to_config=_to_config,
     dropped=DROPPED,
-    absent=_hub_values,
+    absent=lambda role, options: unit_values(_leaves(role, options)),
     averaged=True,
 )

@@ -1,14 +1,14 @@
 """Reads TensorFlow's checkpoints of version 2 (`model.ckpt.index`, `model.ckpt.data-00000-of-00001`).
 
 The index is a table: under the empty key a header, under each variable's name its type, shape and place in the data
-files, as protocol buffers, which are taken apart here. Names are kept, with the slots of optimizers apart. Every
-variable's checksum is compared.
+files, as protocol buffers. Names are kept, with the slots of optimizers apart, and running averages of variables as a
+network of their own. Every variable's checksum is compared. Of a SavedModel the variables are read, and tables that its
+graph holds as constants (`saved_model`).
 """
 
 import math
 import re
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ import ml_dtypes
 import numpy as np
 
 from gantransfer.errors import UserError
-from gantransfer.pretrained.readers.contents import Contents
+from gantransfer.pretrained.readers.contents import Contents, State
 from gantransfer.pretrained.readers.crc32c import crc32c, unmasked
 from gantransfer.pretrained.readers.mapped import MappedFile, short
 from gantransfer.pretrained.readers.networks import Splitter
-from gantransfer.pretrained.readers.rebuild_numpy import checked_shape
-from gantransfer.pretrained.readers.table_file import FOOTER_BYTES, MAGIC, entries, varint
+from gantransfer.pretrained.readers.protocol_buffer import fields, shape_of
+from gantransfer.pretrained.readers.saved_model import FILE as SAVED_MODEL
+from gantransfer.pretrained.readers.saved_model import read_tables
+from gantransfer.pretrained.readers.table_file import FOOTER_BYTES, MAGIC, entries
 
 _DTYPES: dict[int, Any] = {
     1: np.float32, 2: np.float64, 3: np.int32, 4: np.uint8, 5: np.int16, 6: np.int8, 9: np.int64, 10: np.bool_,
@@ -33,6 +35,10 @@ _SLOT = re.compile(
     r"(.*/)?(Adam(_\d+)?|Momentum|RMSProp(_\d+)?|Adagrad|beta[12]_power(_\d+)?)"
     r"|.*/\.OPTIMIZER_SLOT/.*|optimizer.*/\.ATTRIBUTES/VARIABLE_VALUE"
 )
+# The running average of `conv0/w` is called `conv0/w/ema_b999900` or `conv0/w/ema_0.9999`.
+_AVERAGED = re.compile(r"(.+)/ema_[^/]+")
+# What a graph puts before the names of a TF-Hub module that was loaded into it.
+_MODULE = "module/"
 MAX_SHARDS = 10_000
 
 
@@ -103,36 +109,41 @@ def read_tensorflow(index: str | Path) -> Contents:
         places.append(place)
         (slots if _SLOT.fullmatch(name) else state)[name] = array
     _check_overlaps(file, places)
+    files = [file.path, *(shard.path for shard in shards)]
+    graph = file.path.parent.parent / SAVED_MODEL
+    if file.path.parent.name == "variables" and graph.is_file():
+        state |= read_tables(graph, state)
+        files.append(graph)
     splitter = Splitter(file)
-    splitter.add_state("", state)
+    for name, network in _networks(file, state, notes).items():
+        splitter.add_state(name, network)
     if slots:
         splitter.extras["optimizer"] = slots
     splitter.notes += notes
-    return splitter.contents("tensorflow", (file.path, *(shard.path for shard in shards)))
+    return splitter.contents("tensorflow", tuple(files))
 
 
-def _fields(file: MappedFile, message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Numbers and values of a protocol buffer's fields."""
-    position = 0
-    while position < len(message):
-        tag, position = varint(file, message, position)
-        kind = tag & 7
-        if kind == 0:
-            value, position = varint(file, message, position)
-        else:
-            size = {1: 8, 5: 4}.get(kind)
-            if kind == 2:
-                size, position = varint(file, message, position)
-            if size is None:
-                raise file.refuse("a protocol buffer with an unknown kind of field")
-            value = file.take(position, size, "a field", message)
-            position += size
-        yield tag >> 3, value
+def _networks(file: MappedFile, state: State, notes: list[str]) -> dict[str, State]:
+    """The network that was trained and its running average, where there is one; what has no average is in both."""
+    if state and all(name.startswith((_MODULE, SAVED_MODEL)) for name in state):
+        state = {name.removeprefix(_MODULE): array for name, array in state.items()}
+        notes.append(f"names began with {_MODULE}, which was taken away")
+    averaged: State = {}
+    for name, array in state.items():
+        if match := _AVERAGED.fullmatch(name):
+            if match[1] in averaged:
+                raise file.refuse(f"two running averages of {short(match[1])}", "one of each variable")
+            averaged[match[1]] = array
+    if not averaged:
+        return {"": state}
+    trained = {name: array for name, array in state.items() if not _AVERAGED.fullmatch(name)}
+    notes.append(f"{len(averaged)} variables have a running average, which is called G_ema")
+    return ({"G": trained} if averaged.keys() & trained.keys() else {}) | {"G_ema": trained | averaged}
 
 
 def _shards(file: MappedFile, header: memoryview) -> list[MappedFile]:
-    fields = dict(_fields(file, header))
-    count, order = fields.get(1, 0), fields.get(2, 0)
+    found = dict(fields(file, header))
+    count, order = found.get(1, 0), found.get(2, 0)
     if isinstance(count, memoryview):
         raise file.refuse("a checkpoint of TensorFlow's version 1", "one of version 2, with an .index file")
     if not isinstance(count, int) or not 1 <= count <= MAX_SHARDS or order not in (0, 1):
@@ -150,27 +161,16 @@ def _shards(file: MappedFile, header: memoryview) -> list[MappedFile]:
 def _entry(file: MappedFile, message: memoryview) -> dict[str, Any]:
     found: dict[str, Any] = {"dtype": 0, "shape": (), "shard": 0, "offset": 0, "size": 0, "crc": 0, "slices": False}
     names = {1: "dtype", 3: "shard", 4: "offset", 5: "size"}
-    for number, value in _fields(file, message):
+    for number, value in fields(file, message):
         if number in names and isinstance(value, int):
             found[names[number]] = value
         elif number == 2 and isinstance(value, memoryview):
-            found["shape"] = _shape(file, value)
+            found["shape"] = shape_of(file, value)
         elif number == 6 and isinstance(value, memoryview) and len(value) == 4:
             found["crc"] = struct.unpack("<I", value)[0]
         elif number == 7:
             found["slices"] = True
     return found
-
-
-def _shape(file: MappedFile, message: memoryview) -> tuple[int, ...]:
-    sizes = []
-    for number, value in _fields(file, message):
-        if number == 2 and isinstance(value, memoryview):
-            size = dict(_fields(file, value)).get(1, 0)
-            sizes.append(size if isinstance(size, int) else -1)
-        elif number == 3 and value:
-            raise file.refuse("a variable of unknown shape")
-    return checked_shape(file, sizes)
 
 
 def _variable(

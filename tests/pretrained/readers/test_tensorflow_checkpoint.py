@@ -7,13 +7,24 @@ import pytest
 
 from gantransfer.errors import UserError
 from gantransfer.pretrained.readers import read
+from gantransfer.pretrained.readers import saved_model as graphs
 from gantransfer.pretrained.readers.crc32c import LANES, POLYNOMIAL, crc32c
 from gantransfer.pretrained.readers.mapped import MappedFile
 from gantransfer.pretrained.readers.table_file import unpacked
+from tests.pretrained.readers.tensorflow_files import (
+    EMPTY,
+    STRING,
+    constant,
+    entry,
+    field,
+    header,
+    node,
+    saved_model,
+    table,
+    varint,
+)
+from tests.pretrained.readers.tensorflow_files import checkpoint as write_checkpoint
 from tests.pretrained.readers.test_torch_file import equal, refused
-
-FLOAT, INT64, STRING, BFLOAT16 = 1, 9, 7, 14
-MAGIC = 0xDB4775248B80FB57
 
 
 def slow_crc(data):
@@ -23,97 +34,6 @@ def slow_crc(data):
         for _ in range(8):
             crc = (crc >> 1) ^ (POLYNOMIAL if crc & 1 else 0)
     return crc ^ 0xFFFFFFFF
-
-
-def masked(data):
-    crc = crc32c(data)
-    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def varint(value):
-    out = b""
-    while value >= 128:
-        out, value = out + bytes([value & 127 | 128]), value >> 7
-    return out + bytes([value])
-
-
-def field(number, value):
-    """A field of a protocol buffer: a number, or bytes."""
-    if isinstance(value, int):
-        return varint(number << 3) + varint(value)
-    return varint(number << 3 | 2) + varint(len(value)) + value
-
-
-def entry(dtype, shape, offset, data, shard=0, changes=None):
-    """What the index says of a variable; zeros are left out."""
-    told = {"shape": shape, "offset": offset, "size": len(data), "crc": masked(data), "slices": False} | (changes or {})
-    dims = b"".join(field(2, field(1, n) if n else b"") for n in told["shape"])
-    out = field(1, dtype) + field(2, dims)
-    out += b"".join(field(number, value) for number, value in ((3, shard), (4, told["offset"])) if value)
-    out += field(5, told["size"]) + varint(6 << 3 | 5) + told["crc"]
-    return out + (field(7, b"\x0a\x00") if told["slices"] else b"")
-
-
-EMPTY = (FLOAT, (0,), 0, b"")
-
-
-def block(rows, every=16):
-    out, restarts, last = b"", [], b""
-    for number, (key, value) in enumerate(rows):
-        shared = 0
-        if number % every:
-            while shared < min(len(key), len(last)) and key[shared] == last[shared]:
-                shared += 1
-        else:
-            restarts.append(len(out))
-        out += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
-        last = key
-    restarts = restarts or [0]
-    return out + b"".join(struct.pack("<I", place) for place in restarts) + struct.pack("<I", len(restarts))
-
-
-def snappy(data):
-    """Pieces of text of up to 60 bytes, and copies where four bytes were there before."""
-    out, position, text = varint(len(data)), 0, b""
-
-    def flush(text):
-        return bytes([(len(text) - 1) << 2]) + text if text else b""
-
-    while position < len(data):
-        back = data.rfind(data[position : position + 6], 0, position)
-        if back >= 0 and position + 6 <= len(data) and position - back < 65536:
-            out, text = out + flush(text), b""
-            distance = position - back
-            out += bytes([5 << 2 | 2]) + struct.pack("<H", distance)
-            position += 6
-            continue
-        text += data[position : position + 1]
-        position += 1
-        if len(text) == 60:
-            out, text = out + flush(text), b""
-    return out + flush(text)
-
-
-def table(rows, compressed=False, per_block=4):
-    out, index = b"", []
-
-    def add(raw):
-        nonlocal out
-        stored = (snappy(raw) + b"\x01") if compressed else raw + b"\x00"
-        handle = varint(len(out)) + varint(len(stored) - 1)
-        out += stored + masked(stored)
-        return handle
-
-    for start in range(0, len(rows), per_block):
-        part = rows[start : start + per_block]
-        index.append((part[-1][0], add(block(part))))
-    meta = add(block([]))
-    root = add(block(index, every=1))
-    return out + (meta + root).ljust(40, b"\0") + struct.pack("<Q", MAGIC)
-
-
-def header(shards=1, order=0):
-    return field(1, shards) + (field(2, order) if order else b"") + field(3, field(1, 1))
 
 
 VARIABLES = {
@@ -127,22 +47,8 @@ VARIABLES = {
 }
 
 
-def checkpoint(
-    folder, name="model.ckpt-25009", compressed=False, shards=1, changes=None, extra=(), variables=VARIABLES
-):
-    """Writes a checkpoint; `changes` alters the entries of variables by name."""
-    data, rows = [b""] * shards, []
-    for number, (key, array) in enumerate(sorted(variables.items())):
-        shard, raw = number % shards, array.tobytes()
-        dtype = {"f": FLOAT, "i": INT64}.get(array.dtype.kind, BFLOAT16)
-        change = (changes or {}).get(key, {})
-        rows.append((key.encode(), entry(dtype, array.shape, len(data[shard]), raw, shard, change)))
-        data[shard] += raw
-    rows = sorted([(b"", header(shards)), *rows, *extra])
-    (folder / f"{name}.index").write_bytes(table(rows, compressed))
-    for shard, raw in enumerate(data):
-        (folder / f"{name}.data-{shard:05d}-of-{shards:05d}").write_bytes(raw)
-    return folder / f"{name}.index"
+def checkpoint(folder, name="model.ckpt-25009", variables=VARIABLES, **options):
+    return write_checkpoint(folder, variables, name, **options)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -170,6 +76,118 @@ def test_the_variables_of_a_saved_model(tmp_path):
     (tmp_path / "variables").mkdir()
     checkpoint(tmp_path / "variables", "variables")
     assert "global_step" in read(tmp_path).states[""]
+
+
+# Running averages, and tables that only the graph of a SavedModel has.
+
+KERNEL = np.arange(6, dtype=np.float32).reshape(2, 3)
+SHARED = {"conv/u0": np.float32([[1, 2]]), "bn/accumulated_mean": np.float32([0, 1])}
+TRAINED = SHARED | {"conv/w": KERNEL, "linear/b": np.float32([3])}
+AVERAGES = {"conv/w/ema_b999900": KERNEL + 0.5, "linear/b/ema_0.9999": np.float32([4])}
+
+
+def test_running_averages_are_a_network_of_their_own(tmp_path):
+    contents = read(checkpoint(tmp_path, variables=TRAINED | AVERAGES))
+    equal(contents.states["G"], TRAINED)
+    equal(contents.states["G_ema"], SHARED | {"conv/w": KERNEL + 0.5, "linear/b": np.float32([4])})
+    assert "2 variables have a running average" in contents.notes[0]
+
+
+def test_averages_alone_are_one_network(tmp_path):
+    contents = read(checkpoint(tmp_path, variables=SHARED | AVERAGES))
+    assert contents.states.keys() == {"G_ema"} and "conv/w" in contents.states["G_ema"]
+
+
+def test_the_scope_of_a_module_is_taken_off(tmp_path):
+    variables = {f"module/{name}": array for name, array in (TRAINED | AVERAGES).items()}
+    contents = read(checkpoint(tmp_path, variables=variables))
+    equal(contents.states["G"], TRAINED)
+    assert "module/" in contents.notes[0]
+
+
+def test_two_averages_of_one_variable_are_refused(tmp_path):
+    variables = {"w": KERNEL, "w/ema_0.9": KERNEL, "w/ema_0.99": KERNEL}
+    refused(checkpoint(tmp_path, variables=variables), "two running averages of w")
+
+
+def saved(folder, graph, variables=TRAINED):
+    (folder / "variables").mkdir()
+    checkpoint(folder / "variables", "variables", variables=variables)
+    (folder / "saved_model.pb").write_bytes(graph)
+    return folder
+
+
+ROWS = np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [constant("stack_1", ROWS)],
+        [constant("stack_1", ROWS, as_numbers=True)],
+        [constant("given", ROWS), node("stack_1", "Identity", ["given:0"])],
+        [
+            *(constant(f"row{i}", row) for i, row in enumerate(ROWS)),
+            node("stack_1", "Pack", [f"row{i}" for i in range(4)]),
+        ],
+        [
+            node("v", "VariableV2"),
+            node("v/read", "Identity", ["v"]),
+            *(constant(f"row{i}", row) for i, row in enumerate(ROWS[1:])),
+            node("stack_1", "Pack", ["v/read", "row0", "row1", "row2"], axis=field(3, 0)),
+        ],
+    ],
+    ids=["bytes", "numbers", "handed on", "stacked", "stacked of a variable"],
+)
+def test_tables_of_a_graph_are_read_to_the_bit(tmp_path, nodes):
+    others = [
+        constant("other", ROWS),
+        constant("stack_2", ROWS[0]),
+        node("stack_3", "Pack", ["y"]),
+        node("y", "Placeholder"),
+    ]
+    graph = saved_model(*others, *nodes, before=[constant("other", ROWS)])
+    contents = read(saved(tmp_path, graph, TRAINED | {"v": ROWS[0]}))
+    equal(contents.states[""], TRAINED | {"v": ROWS[0], "saved_model.pb/stack_1": ROWS})
+    assert contents.files[-1].name == "saved_model.pb"
+
+
+def test_numbers_that_are_left_out_repeat_the_last(tmp_path):
+    short = field(1, 1) + field(2, field(2, field(1, 2)) + field(2, field(1, 3)))
+    cut = node("stack", "Const", value=field(8, short + field(5, np.float32([1, 2]).tobytes())))
+    zeros = node("stack_1", "Const", value=field(8, short))
+    states = read(saved(tmp_path, saved_model(cut, zeros))).states[""]
+    assert states["saved_model.pb/stack"].tolist() == [[1, 2, 2], [2, 2, 2]]
+    assert not states["saved_model.pb/stack_1"].any()
+
+
+@pytest.mark.parametrize(
+    ("graph", "words"),
+    [
+        (saved_model(constant("stack", ROWS))[:-3], "a field of"),
+        (b"\x13", "unknown kind"),
+        (
+            saved_model(node("stack", "Const", value=field(8, field(1, 1) + field(4, b"abc")))),
+            "of 3 bytes for 1 numbers",
+        ),
+        (
+            saved_model(node("stack", "Const", value=field(8, field(1, 1) + field(2, field(2, field(1, 2**25)))))),
+            "more constants",
+        ),
+        (
+            saved_model(constant("a", np.zeros(2**13, np.float32)), node("stack", "Pack", ["a"] * 2**12)),
+            "more constants",
+        ),
+    ],
+)
+def test_graphs_that_lie_are_refused(tmp_path, graph, words):
+    refused(saved(tmp_path, graph) / "saved_model.pb", words, at=tmp_path)
+
+
+def test_graphs_that_go_in_circles_hold_nothing(tmp_path):
+    circle = [node("a", "Identity", ["b"]), node("b", "Identity", ["a"]), node("stack", "Pack", ["a", "stack"])]
+    states = read(saved(tmp_path, saved_model(*circle))).states[""]
+    assert states.keys() == TRAINED.keys() and graphs.MAX_DEPTH < 100
 
 
 def test_texts_are_left_out_and_named(tmp_path):
