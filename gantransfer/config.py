@@ -121,6 +121,12 @@ FIELDS: dict[str, Field] = {
     "transfer.warmup_kimg": Field(
         0.0, float, "D alone trains while this many thousand real images are shown, so that a fresh D can learn", 0
     ),
+    "transfer.warmup_gap": Field(
+        None,
+        float,
+        "a warm-up ends earlier once D's mean logit of reals is this much above that of fakes",
+        optional=True,
+    ),
     "transfer.init_g": Field(
         None, str, "weights of G at the start; None: by mode", choices=("source", "random"), optional=True
     ),

@@ -261,11 +261,7 @@ def make_recipe(
     for role in ROLES:
         for name in sorted(set(groups[role].values())):
             log(f"learning rate of {role} {name}: {rates[role][name]:g}")
-    warmup = math.ceil(1000 * config.transfer.warmup_kimg / (config.batch * config.objective.d_steps))
-    if warmup and not groups["discriminator"]:
-        raise UserError("transfer.warmup_kimg", config.transfer.warmup_kimg, "0 where nothing of D trains")
-    if warmup:
-        log(f"warm-up: D alone trains in the first {warmup} iterations")
+    warmup = warmup_iterations(config, bool(groups["discriminator"]), log)
     return Recipe(
         networks=networks,
         loss=get_loss(config.objective.loss),
@@ -286,7 +282,24 @@ def make_recipe(
         fake_labels=config.objective.fake_labels,
         shard=devices.batch_constraint(mesh),
         warmup=warmup,
+        warmup_gap=config.transfer.warmup_gap if warmup else None,
     )
+
+
+def warmup_iterations(config: ml_collections.ConfigDict, trains_d: bool, log: Log) -> int:
+    """Iterations in which D alone trains, if no gap of the logits ends them earlier."""
+    warmup = math.ceil(1000 * config.transfer.warmup_kimg / (config.batch * config.objective.d_steps))
+    gap = config.transfer.warmup_gap
+    if warmup and not trains_d:
+        raise UserError("transfer.warmup_kimg", config.transfer.warmup_kimg, "0 where nothing of D trains")
+    if gap is not None and not warmup:
+        raise UserError(
+            "transfer.warmup_gap", gap, "None without transfer.warmup_kimg, by which a warm-up ends at last"
+        )
+    if warmup:
+        end = "" if gap is None else f", or until its mean logit of reals is {gap:g} above that of fakes"
+        log(f"warm-up: D alone trains in the first {warmup} iterations{end}")
+    return warmup
 
 
 def rate_table(config: ml_collections.ConfigDict) -> dict[str, dict[str, float]]:
@@ -367,6 +380,7 @@ def make_state(
         optimizer_d=make_optimizer(recipe, "discriminator").init(trees["discriminator"]),
         methods=methods_state,
         tick={},
+        warmed_at=None if recipe.warmup_gap is None else jnp.int32(-1),
     )
     size = (recipe.networks.resolution, recipe.networks.resolution, recipe.networks.channels)
     count = (recipe.d_steps, recipe.batch)

@@ -31,6 +31,7 @@ class Recipe:
       beta1, beta2, eps: of Adam.
       ema_decay, ema_start, ema_rampup: see `gantransfer.training.ema`; the start in images.
       warmup: iterations, from the first, in which the discriminator alone trains.
+      warmup_gap: difference of the mean logits of reals and fakes that ends them earlier; None: nothing does.
       mirror: flip shown images by a coin of the draw.
       fake_labels: "uniform" over classes, or "data": labels of randomly drawn images.
       shard: constraint put on every batch (identity on one device).
@@ -55,6 +56,7 @@ class Recipe:
     fake_labels: str
     shard: Callable[[Tree], Tree] = lambda tree: tree
     warmup: int = 0
+    warmup_gap: float | None = None
 
     @property
     def images_per_step(self) -> int:
@@ -66,8 +68,8 @@ class Recipe:
         return tuple(method for method in self.methods if hook in method.hooks())
 
     def due(self, iteration: int) -> frozenset[str]:
-        """Names of the methods whose `loss` is computed in this iteration, and `WARM_UP` during it: a static flag, so
-        each combination is one program.
+        """Names of the methods whose `loss` is computed in this iteration, and `WARM_UP` where a warm-up may still go
+        on: a static flag, so each combination is one program.
         """
         names = frozenset(method.name for method in self.with_hook("loss") if iteration % method.every == 0)
         return names | {WARM_UP} if iteration < self.warmup else names

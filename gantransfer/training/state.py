@@ -40,6 +40,8 @@ class GanState:
       optimizer_g, optimizer_d: optax states over trained leaves only.
       methods: `MethodState` of each method that has one, by name.
       tick: `{metric: float32 (sum, count)}` since the last status line.
+      warmed_at: int32 scalar, images seen when a gap of the logits ended the warm-up, -1 before; None where no gap
+        does.
     """
 
     images_seen: Leaf
@@ -50,6 +52,7 @@ class GanState:
     optimizer_d: Tree
     methods: Tree
     tick: Tree
+    warmed_at: Leaf | None = None
 
 
 @struct.dataclass

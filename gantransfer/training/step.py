@@ -14,7 +14,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -250,16 +250,24 @@ def update_generator(
     return state, metrics
 
 
+class Counted(NamedTuple):
+    """A metric that a step computes only sometimes: its value, and 1 where it was computed, else 0 for both."""
+
+    value: Array
+    count: Array
+
+
 def iterate(
     recipe: Recipe, due: frozenset[str], state: GanState, held: Held, draws_d: Draw | None, draw_g: Draw
-) -> tuple[GanState, dict[str, Array]]:
+) -> tuple[GanState, dict[str, Array | Counted]]:
     """One iteration with its draws given: `draws_d` has a leading axis over the discriminator's updates.
 
     A network of which nothing trains is not updated, so its half of the step is not in the program; where that is the
-    discriminator, `draws_d` may be None. During the warm-up the generator stays as it is, its statistics too.
+    discriminator, `draws_d` may be None. During the warm-up the generator stays as it is, its statistics too. A warm-up
+    that a gap of the logits may end decides on the device, by the state: both ways are in its program.
     """
-    metrics: dict[str, Array] = {}
-    observed, generator = None, {"generator": state.generator, "ema": state.ema}
+    metrics: dict[str, Array | Counted] = {}
+    observed, before = None, state
     if trains(recipe, state, "discriminator"):
         body = partial(update_discriminator, recipe, held, due)
         if recipe.d_steps == 1:
@@ -268,12 +276,31 @@ def iterate(
             state, (metrics, logits) = jax.lax.scan(body, state, draws_d)
             metrics, logits = jax.tree.map(partial(jnp.mean, axis=0), metrics), jax.tree.map(lambda a: a[-1], logits)
         observed = (logits, draws_d.real_labels[-1], draws_d.c[-1])
-    if trains(recipe, state, "generator") and WARM_UP not in due:
-        state, logged = update_generator(recipe, held, due, state, draw_g)
-        metrics = metrics | logged
-    state = state.replace(images_seen=state.images_seen + recipe.images_per_step)
-    after = finish(recipe, state, observed)
-    return after.replace(**generator) if WARM_UP in due else after, metrics
+
+    def whole(state: GanState) -> tuple[GanState, dict[str, Array]]:
+        logged: dict[str, Array] = {}
+        if trains(recipe, state, "generator"):
+            state, logged = update_generator(recipe, held, due, state, draw_g)
+        return finish(recipe, _seen(recipe, state), observed), logged
+
+    def alone(state: GanState) -> GanState:
+        return finish(recipe, _seen(recipe, state), observed).replace(generator=before.generator, ema=before.ema)
+
+    if WARM_UP not in due:
+        state, logged = whole(state)
+        return state, metrics | logged
+    if before.warmed_at is None:
+        return alone(state), metrics
+    empty = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(whole, state)[1])
+    over = before.warmed_at >= 0
+    state, logged = jax.lax.cond(over, whole, lambda state: (alone(state), empty), state)
+    reached = metrics["logits/real"] - metrics["logits/fake"] > recipe.warmup_gap
+    state = state.replace(warmed_at=jnp.where(reached & ~over, state.images_seen, before.warmed_at))
+    return state, metrics | {name: Counted(value, over) for name, value in logged.items()}
+
+
+def _seen(recipe: Recipe, state: GanState) -> GanState:
+    return state.replace(images_seen=state.images_seen + recipe.images_per_step)
 
 
 def trains(recipe: Recipe, state: GanState, role: Role) -> bool:
@@ -302,11 +329,10 @@ def finish(recipe: Recipe, state: GanState, observed: tuple | None) -> GanState:
     return state.replace(methods=methods)
 
 
-def add_to_tick(tick: dict[str, Array], metrics: dict[str, Array]) -> dict[str, Array]:
+def add_to_tick(tick: dict[str, Array], metrics: Mapping[str, Array | Counted]) -> dict[str, Array]:
     """Adds metrics to the running `(sum, count)` of the tick; a metric that was not computed keeps its own count."""
-    return tick | {
-        name: tick[name] + jnp.stack([value.astype(jnp.float32), jnp.float32(1)]) for name, value in metrics.items()
-    }
+    pairs = {name: m if isinstance(m, Counted) else Counted(m, jnp.float32(1)) for name, m in metrics.items()}
+    return tick | {name: tick[name] + jnp.stack([x.astype(jnp.float32) for x in pair]) for name, pair in pairs.items()}
 
 
 def step(
@@ -328,7 +354,7 @@ def metric_names(recipe: Recipe, state: GanState, held: Held, streamed: Streamed
     """Names of all metrics that a step logs when every method is due; nothing is computed."""
     everything = frozenset(method.name for method in recipe.with_hook("loss"))
 
-    def metrics(state: GanState, held: Held, streamed: StreamedBatch | None) -> dict[str, Array]:
+    def metrics(state: GanState, held: Held, streamed: StreamedBatch | None) -> dict[str, Array | Counted]:
         update = partial(draw_update, recipe, held, state.images_seen, streamed)
         draws = [update("discriminator", k) for k in range(recipe.d_steps)]
         return iterate(
