@@ -11,8 +11,8 @@ import numpy as np
 State = dict[str, np.ndarray]
 
 FORMATS = (
-    "torch-zip", "torch-legacy", "stylegan-pickle", "tensorflow", "safetensors", "huggingface", "theano", "npz",
-    "pickle",
+    "torch-zip", "torch-legacy", "torchscript", "stylegan-pickle", "tensorflow", "safetensors", "huggingface",
+    "theano", "npz", "pickle",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from gantransfer.pretrained.readers.contents import Contents, State, settled, settled_state
 from gantransfer.pretrained.readers.mapped import MappedFile, short
-from gantransfer.pretrained.readers.pickles import Record
+from gantransfer.pretrained.readers.pickles import PROGRAM, Record
 
 NAMES = {
     **dict.fromkeys(("G", "g", "generator", "netG", "gen"), "G"),
@@ -125,6 +125,14 @@ class Splitter:
             parts = dict(self._pairs(inner["variables"]))
             modules = inner.get("components") or {}
             separator = "/"
+        elif record.name.partition(".")[0] == PROGRAM:
+            # A program's modules hold parameters, buffers and parts alike as attributes.
+            parts = {key: part for key, part in inner.items() if isinstance(part, np.ndarray)}
+            modules = {key: part for key, part in inner.items() if isinstance(part, Record)}
+            for key, part in inner.items():
+                if key not in parts and key not in modules and self.holds_arrays(part):
+                    self.notes.append(f"{short(f'{prefix}{key}')} holds arrays that have no names, and was left out")
+            separator = "."
         else:
             skipped = inner.get("_non_persistent_buffers_set") or ()
             parts = {**inner.get("_parameters", {})}

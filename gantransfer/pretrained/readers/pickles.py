@@ -24,6 +24,8 @@ MAX_INTEGER_BYTES = 64
 # Byte strings from this length on are views of the file.
 VIEW_BYTES = 1024
 MAX_LINE_BYTES = 1 << 26
+# Where TorchScript programs keep their classes.
+PROGRAM = "__torch__"
 
 
 @dataclass(frozen=True)

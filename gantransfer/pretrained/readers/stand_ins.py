@@ -4,10 +4,11 @@ The lists are exact: a class that is missing here is refused by name, so that wh
 of any class is known but its name; what a module holds is read from its state.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gantransfer.pretrained.readers import rebuild_numpy, rebuild_torch
-from gantransfer.pretrained.readers.pickles import Known, Record
+from gantransfer.pretrained.readers.pickles import PROGRAM, Known, Reader, Record
 
 _CLASSES = """
 torch.nn.modules.module: Module
@@ -79,3 +80,37 @@ KNOWN: dict[tuple[str, str], Any] = {
     **_listed(),
     ("dnnlib.util", "EasyDict"): Known("dnnlib.util.EasyDict", lambda reader, args: {}),
 }
+
+
+class _InPrograms(Mapping[tuple[str, str], Any]):
+    """What a TorchScript program may name: the list above, and classes that it brings itself.
+
+    Those stand below `__torch__`, under names that are made up anew for each program, so that they cannot be listed.
+    Their objects become the same passive records.
+    """
+
+    def __init__(self, listed: Mapping[tuple[str, str], Any]):
+        self._listed = listed
+
+    def __getitem__(self, key: tuple[str, str]) -> Any:
+        module, name = key
+        if module.partition(".")[0] == PROGRAM:
+            return _record(f"{module}.{name}")
+        return self._listed[key]
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._listed)
+
+    def __len__(self) -> int:
+        return len(self._listed)
+
+
+def _first(reader: Reader, args: tuple) -> Any:
+    return args[0]
+
+
+# Lists whose entries have one type, and values that come with the text of their type.
+_TYPED = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
+KNOWN_IN_PROGRAMS = _InPrograms(
+    KNOWN | {("torch.jit._pickle", name): Known(f"torch.jit._pickle.{name}", _first) for name in _TYPED}
+)

@@ -1,9 +1,13 @@
 """Reads what `torch.save` wrote, the zip files of 1.6 and later and the sequence of pickles before, without PyTorch.
 
+A TorchScript program (`torch.jit.save`) is such a zip file too, with source code beside the arrays. Of it only the tree
+of modules is read, `data.pkl`, and the arrays of `constants.pkl`; the code is never opened.
+
 Storages are views of the mapped file, so that a file of any size costs no more memory than its largest array that has
 to be converted.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from gantransfer.pretrained.readers.mapped import MappedFile, short
 from gantransfer.pretrained.readers.networks import Splitter
 from gantransfer.pretrained.readers.pickles import Reader
 from gantransfer.pretrained.readers.rebuild_torch import Storage, load_legacy, storage_id
-from gantransfer.pretrained.readers.stand_ins import KNOWN
+from gantransfer.pretrained.readers.stand_ins import KNOWN, KNOWN_IN_PROGRAMS
 from gantransfer.pretrained.readers.zips import MAGIC as ZIP_MAGIC
 from gantransfer.pretrained.readers.zips import Archive
 
@@ -26,7 +30,7 @@ def is_legacy(head: bytes) -> bool:
 
 
 def read_torch(path: str | Path) -> Contents:
-    """Reads a `.pth` or `.pt` file of either format.
+    """Reads a `.pth` or `.pt` file of either format, or a TorchScript program.
 
     Args:
       path: the file.
@@ -35,9 +39,17 @@ def read_torch(path: str | Path) -> Contents:
       UserError: it is damaged, or names a class that is not a listed one.
     """
     file = MappedFile(Path(path))
-    splitter = Splitter(file)
-    splitter.add(load(file))
-    return splitter.contents(format_of(file), (file.path,))
+    splitter, kind = Splitter(file), format_of(file)
+    if kind == "torch-zip" and _is_program(archive := Archive(file)):
+        kind, root = "torchscript", _root(file, archive)
+        splitter.add(_unpickled(file, archive, root, "data", KNOWN_IN_PROGRAMS))
+        constants = _unpickled(file, archive, root, "constants", KNOWN_IN_PROGRAMS)
+        if splitter.holds_arrays(constants):
+            splitter.extras["constants"] = splitter.plain(constants)
+        splitter.notes.append("the code of the program was not read")
+    else:
+        splitter.add(load(file))
+    return splitter.contents(kind, (file.path,))
 
 
 def format_of(file: MappedFile) -> str:
@@ -57,11 +69,32 @@ def load(file: MappedFile) -> Any:
 
 def load_zip(file: MappedFile, archive: Archive) -> Any:
     """The object in a zip file of `torch.save`."""
+    root = _root(file, archive)
+    if _is_program(archive):
+        raise file.refuse("a TorchScript program", "a state dict of torch.save; a program holds code as well")
+    return _unpickled(file, archive, root, "data", KNOWN)
+
+
+def _is_program(archive: Archive) -> bool:
+    return any(name.endswith("/constants.pkl") for name in archive.members)
+
+
+def _root(file: MappedFile, archive: Archive) -> str:
+    """The folder that all members are in, with its slash."""
     (root, *others) = [name.removesuffix("data.pkl") for name in archive.members if name.endswith("/data.pkl")] or [""]
     if not root or others:
         raise file.refuse("a zip file without one data.pkl", "a file of torch.save, or an npz file")
-    if f"{root}constants.pkl" in archive.members:
-        raise file.refuse("a TorchScript program", "a state dict of torch.save; a program holds code as well")
+    return root
+
+
+def _unpickled(file: MappedFile, archive: Archive, root: str, name: str, known: Any) -> Any:
+    """The object of `NAME.pkl`, whose storages are the members of the folder `NAME`."""
+    storages = _storages(file, archive, root, name)
+    return Reader(file, known, storages, archive.read(f"{root}{name}.pkl")).load()
+
+
+def _storages(file: MappedFile, archive: Archive, root: str, folder: str) -> Callable[[Any], Storage]:
+    """Answers persistent ids with the members of a folder."""
     byteorder = f"{root}byteorder"
     order = bytes(archive.read(byteorder)) if byteorder in archive.members else b"little"
     if order not in (b"little", b"big"):
@@ -73,7 +106,7 @@ def load_zip(file: MappedFile, archive: Archive) -> Any:
         if view is not None:
             raise file.refuse("a part of a storage in a zip file")
         if key not in storages:
-            data = archive.read(f"{root}data/{key}")
+            data = archive.read(f"{root}{folder}/{key}")
             if count * dtype.itemsize > len(data):
                 raise file.refuse(f"a storage of {count} elements in {len(data)} bytes")
             storages[key] = Storage(dtype, count, data, order == b"big")
@@ -82,4 +115,4 @@ def load_zip(file: MappedFile, archive: Archive) -> Any:
             raise file.refuse("a storage with two types or sizes")
         return found
 
-    return Reader(file, KNOWN, persistent, archive.read(f"{root}data.pkl")).load()
+    return persistent

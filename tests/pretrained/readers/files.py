@@ -60,6 +60,26 @@ def write_zip(path, opcodes, storages=(), root="archive", extra=(), compression=
     return path
 
 
+def script(module, name, **attributes):
+    """Opcodes of an object of a class that a TorchScript program brings itself; attributes are opcodes."""
+    return global_(module, name) + b")\x81" + mapping(**attributes) + b"b"
+
+
+def write_script(path, opcodes, storages=(), constants=b")", constant_storages=(), code="", root="program"):
+    """A TorchScript program as `torch.jit.save` lays it out: long source is compressed, arrays never are."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{root}/version", "3\n")
+        archive.writestr(f"{root}/code/__torch__/tower.py", code, zipfile.ZIP_DEFLATED)
+        archive.writestr(f"{root}/code/__torch__/tower.py.debug_pkl", b"\x80\x02" + b"cposix\nsystem\n" + b".")
+        for key, data in dict(storages).items():
+            archive.writestr(f"{root}/data/{key}", data)
+        archive.writestr(f"{root}/data.pkl", whole(opcodes))
+        for key, data in dict(constant_storages).items():
+            archive.writestr(f"{root}/constants/{key}", data)
+        archive.writestr(f"{root}/constants.pkl", whole(constants))
+    return path
+
+
 def legacy(opcodes, keys=(), storages=(), system=None):
     system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}} if system is None else system
     order = "<" if system.get("little_endian", True) else ">"

@@ -266,7 +266,7 @@ def test_a_flipped_bit_in_a_zip_file_is_noticed(shared, tmp_path):
         ([("../escape", b"")], "way out"),
         ([("archive/../../escape", b"")], "way out"),
         ([("/etc/escape", b"")], "way out"),
-        ([("archive/constants.pkl", b"")], "TorchScript"),
+        ([("archive/constants.pkl", b"")], "ends early"),
     ],
 )
 def test_zip_members_that_should_not_be_there(tmp_path, extra, words):
