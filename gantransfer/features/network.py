@@ -40,6 +40,8 @@ class Input:
       backbone: by what name `pixels.FRIENDLY_RULES` knows the network.
       channels: 3, or 1 for networks of grey images.
       pipeline: name of the published pipeline that this is, if it is one.
+      in_bytes: whether images of bytes are resized to bytes, as Pillow does, with a rule of Pillow's. Others are not
+        rounded in any case.
     """
 
     size: int
@@ -50,6 +52,7 @@ class Input:
     backbone: str = ""
     channels: int = 3
     pipeline: str | None = None
+    in_bytes: bool = False
 
     def by(self, pipeline: str) -> "Input":
         """This input with the resize of a published pipeline; the FID Inception network takes its range from it too.
@@ -58,7 +61,7 @@ class Input:
           UserError: for an unknown pipeline, or `friendly` where StudioGAN has no filter for the network.
         """
         found = pixels.pipeline(pipeline, self.backbone)
-        changed = dataclasses.replace(self, rule=found.rule, clip=found.clip, pipeline=pipeline)
+        changed = dataclasses.replace(self, rule=found.rule, clip=found.clip, pipeline=pipeline, in_bytes=False)
         if self.backbone != "inception_tf":
             return changed
         return dataclasses.replace(changed, mean=(found.centre / 255,) * 3, std=(found.scale / 255,) * 3)
@@ -66,6 +69,8 @@ class Input:
     def normalised(self, images: Shaped[Pixels, "n h w c"]) -> Float[Array, "n _h _w _c"]:
         """Levels 0 to 255 (uint8 or float) as the network takes them; grey becomes colour where it takes colour."""
         rgb = pixels.to_rgb(images) if self.channels == 3 else images
+        if self.in_bytes and rgb.dtype == np.uint8:
+            rgb = pixels.resize_uint8(rgb, (self.size, self.size), self.rule)
         levels = pixels.resize(rgb, (self.size, self.size), self.rule, clip=self.clip)
         return (levels / 255 - jnp.asarray(self.mean, levels.dtype)) / jnp.asarray(self.std, levels.dtype)
 
@@ -75,6 +80,7 @@ class Input:
         return {"pipeline": self.pipeline, "size": self.size, "resize": self.rule, "clip": self.clip} | {
             "mean": list(self.mean),
             "std": list(self.std),
+            **({"in_bytes": True} if self.in_bytes else {}),
         }
 
 
@@ -111,11 +117,14 @@ class Architecture:
 
     @property
     def described(self) -> str:
-        """One line for lists: what it is, input, outputs, licence, files."""
+        """One line for lists: what it is, input, outputs, files with their licence and page."""
         size, channels = self.input.size, "grey" if self.input.channels == 1 else "colour"
-        outputs = ", ".join(f"{name} ({width})" if width else name for name, width in self.outputs.items())
-        files = " or ".join(f"{weights.described}, {weights.licence}, {weights.page}" for weights in self.weights)
-        return f"{self.about}; {size}x{size} {channels}; {outputs}; weights: {files or 'given by the user'}"
+        outputs = ", ".join(f"{name} {width}" if width else f"{name} (maps)" for name, width in self.outputs.items())
+        files: dict[tuple[str, str], list[str]] = {}
+        for weights in self.weights:
+            files.setdefault((weights.licence, weights.page), []).append(weights.described)
+        told = "; or ".join(f"{' or '.join(names)}, {licence}, {page}" for (licence, page), names in files.items())
+        return f"{self.about}; {size}x{size} {channels}; {outputs}; weights: {told or 'given by the user'}"
 
     @functools.cached_property
     def blueprint(self) -> "Blueprint":

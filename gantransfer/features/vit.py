@@ -42,7 +42,7 @@ class PackedProjection(Stored):
 
 
 class ClipTower(Transformer):
-    """CLIP's image tower (Radford et al. 2021), a ViT-B/32 with a layer norm before its blocks.
+    """CLIP's image tower (Radford et al. 2021), a ViT with a layer norm before its blocks; by default its B/32.
 
     Stages hold the class token first; those of blocks have no norm.
     """
@@ -201,28 +201,34 @@ def clip_keys(state: State) -> State:
 
 # ------------------------------------------------------------------------------------------------------- architectures
 
-_CLIP = Architecture(
-    name="clip_vit_b32",
-    about="CLIP's image tower, ViT-B/32 with QuickGELU, trained on 400 million captioned images",
-    module=ClipTower,
-    input=Input(224, "pillow_bicubic", *CLIP_MEAN_STD, clip=True),
-    outputs={"embed": 512},
-    feature="embed",
-    weights=(
-        Weights(
-            PublishedFile(
-                "clip-vit-base-patch32.bin",
-                "https://huggingface.co/openai/clip-vit-base-patch32/resolve/main/pytorch_model.bin",
-                megabytes=605,
-            ),
-            MIT,
-            "https://huggingface.co/openai/clip-vit-base-patch32",
-        ),
-    ),
-    prefixes=("visual.",),
-    harmless=("text_model.*", "text_projection*", "logit_scale", "vision_model.embeddings.position_ids"),
-    rename=clip_keys,
-)
+OPENAI = "https://openaipublic.azureedge.net/clip/models"
+
+
+def _clip(
+    name: str, about: str, module: Callable[..., ClipTower], size: int, width: int, *files: tuple[str, str, int]
+) -> Architecture:
+    """One of OpenAI's towers; files are (name on disk, page of Hugging Face or SHA-256 of OpenAI's file, megabytes)."""
+    weights = []
+    for file, origin, megabytes in files:
+        if "/" in origin:
+            page = f"https://huggingface.co/{origin}"
+            published = PublishedFile(file, f"{page}/resolve/main/pytorch_model.bin", megabytes=megabytes)
+        else:
+            page = "https://github.com/openai/CLIP"
+            published = PublishedFile(file, f"{OPENAI}/{origin}/{file}", megabytes=megabytes, sha256=origin)
+        weights.append(Weights(published, MIT, page))
+    return Architecture(
+        name=name,
+        about=f"CLIP's image tower, {about} with QuickGELU, trained on 400 million captioned images",
+        module=module,
+        input=Input(size, "pillow_bicubic", *CLIP_MEAN_STD, clip=True, in_bytes=True),
+        outputs={"embed": width},
+        feature="embed",
+        weights=tuple(weights),
+        prefixes=("visual.",),
+        harmless=("text_model.*", "text_projection*", "logit_scale", "vision_model.embeddings.position_ids"),
+        rename=clip_keys,
+    )
 
 
 def _dino(name: str, about: str, module: Callable[..., DinoTransformer], width: int, url: str, megabytes: int):
@@ -245,7 +251,24 @@ def _dino(name: str, about: str, module: Callable[..., DinoTransformer], width: 
 _V2 = partial(DinoTransformer, patch=14, grid=37, layer_scale=True)
 _ON_IMAGENET, _ON_MANY = "trained on ImageNet without labels (DINO)", "trained on 142 million images (DINOv2)"
 ARCHITECTURES = (
-    _CLIP,
+    _clip(
+        "clip_vit_b32",
+        "ViT-B/32",
+        ClipTower,
+        224,
+        512,
+        ("clip-vit-base-patch32.bin", "openai/clip-vit-base-patch32", 605),
+        ("ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", 354),
+    ),
+    _clip(
+        "clip_vit_l14_336",
+        "ViT-L/14 at 336 px",
+        partial(ClipTower, patch=14, width=1024, depth=24, heads=16, grid=24, embedding=768),
+        336,
+        768,
+        ("ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", 934),
+        ("clip-vit-large-patch14-336.bin", "openai/clip-vit-large-patch14-336", 1712),
+    ),
     _dino(
         "dino_vits16",
         f"ViT-S/16 {_ON_IMAGENET}",

@@ -39,6 +39,7 @@ def dino():
     ("name", "width", "parameters"),
     [
         ("clip_vit_b32", 512, 87849216),
+        ("clip_vit_l14_336", 768, 304293888),
         ("dino_vits16", 384, 21665664),
         ("dino_vitb16", 768, 85798656),
         # One row of 384 numbers fewer than published: the mask token is not used.
@@ -55,8 +56,50 @@ def test_networks_have_the_published_numbers_of_parameters(name, width, paramete
         assert not size or found.blueprint.taps[output] == (1, size)
 
 
+def test_the_large_clip_is_read_from_openai_s_own_file_and_its_absence_names_it(tmp_path, monkeypatch):
+    from gantransfer.features import published
+
+    asked = []
+
+    def no_network(file, *arguments, **named):
+        asked.append(file)
+        raise UserError("file", file.name, "a connection")
+
+    monkeypatch.setattr(published, "download", no_network)
+    monkeypatch.setenv("GANTRANSFER_CACHE", str(tmp_path))
+    monkeypatch.delenv("GANTRANSFER_FEATURES", raising=False)
+    with pytest.raises(UserError, match=r"weights of clip_vit_l14_336: .*ViT-L-14-336px\.pt \(934 MB\).*openai/CLIP"):
+        features.load("clip_vit_l14_336")
+    sha256 = "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"
+    assert asked[0].sha256 == sha256 and asked[0].url.endswith(f"/{sha256}/ViT-L-14-336px.pt")
+    # Another file of that name is refused by its checksum.
+    monkeypatch.setenv("GANTRANSFER_FEATURES", str(tmp_path))
+    (tmp_path / "ViT-L-14-336px.pt").write_bytes(b"something else")
+    with pytest.raises(UserError, match=f"SHA-256 {sha256}"):
+        features.load("clip_vit_l14_336")
+
+
+def test_clip_sees_the_bytes_that_pillow_makes():
+    from PIL import Image
+
+    images = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
+    rule = architecture("clip_vit_l14_336").input
+    resized = [Image.fromarray(image).resize((336, 336), Image.Resampling.BICUBIC) for image in images]
+    expected = (np.stack(resized) / 255 - np.asarray(rule.mean)) / np.asarray(rule.std)
+    np.testing.assert_allclose(rule.normalised(images), expected, atol=1e-5)
+    assert rule.size == 336 and rule.described["in_bytes"]
+    # Images that are no bytes are not rounded: what a gradient flows through has none.
+    assert np.abs(rule.normalised(images.astype(np.float32)) - expected).max() > 1e-3
+
+
 @pytest.mark.parametrize(
-    ("name", "size", "allowed"), [("clip_vit_b32", 256, "224"), ("dino_vits16", 100, "16"), ("dinov2_vits14", 224, "")]
+    ("name", "size", "allowed"),
+    [
+        ("clip_vit_b32", 256, "224"),
+        ("clip_vit_l14_336", 224, "336"),
+        ("dino_vits16", 100, "16"),
+        ("dinov2_vits14", 224, ""),
+    ],
 )
 def test_sizes_that_do_not_fit_patches_are_refused(name, size, allowed):
     graph = architecture(name).module()
