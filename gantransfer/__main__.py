@@ -110,12 +110,29 @@ def build_parser() -> _Parser:
     evaluate.add_argument(
         "--source", required=True, help="catalogue name, run, snapshot or source folder; or images: a folder, a zip"
     )
-    evaluate.add_argument("--data", required=True, help="the reference images")
+    evaluate.add_argument("--data", default=None, help="the reference images")
+    evaluate.add_argument(
+        "--reference", default=None, metavar="FILE.npz", help="instead: their mean and covariance (mu, sigma), for fid"
+    )
+    evaluate.add_argument(
+        "--write_reference", default=None, metavar="FILE.npz", help="keep those of --data in such a file"
+    )
     evaluate.add_argument("--metrics", default=None, help="comma-separated (docs/metrics.md); default: the protocol's")
     evaluate.add_argument("--features", default=None, help="one feature network for all (gantransfer list features)")
     evaluate.add_argument("--protocol", default=None, help="default, studiogan, nvidia, clean, fewshot or quick")
     evaluate.add_argument("--num_images", type=int, default=None, help="generated images; default: the protocol's")
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the generated images")
+    evaluate.add_argument(
+        "--repeats", type=int, default=1, metavar="N", help="generate anew with N seeds: mean and range of each number"
+    )
+    evaluate.add_argument("--labels", default=None, help="of the generated images: turn, uniform or data")
+    evaluate.add_argument(
+        "--batch_norm", default=None, help="what the generator normalises by: stored, standing or batch statistics"
+    )
+    evaluate.add_argument(
+        "--std_max", type=int, default=None, metavar="N", help="standing: images of the largest batch"
+    )
+    evaluate.add_argument("--std_step", type=int, default=None, metavar="N", help="standing: number of batches")
     evaluate.add_argument("--truncation", type=float, default=1.0, help="above 0, up to 1")
     evaluate.add_argument(
         "--weights", action="append", default=[], metavar="[NAME=]PATH", help="published weights of a feature network"
@@ -248,14 +265,19 @@ def run_sample(options: argparse.Namespace) -> None:
 def run_evaluate(options: argparse.Namespace) -> None:
     """The verb evaluate."""
     from gantransfer import api
+    from gantransfer.metrics.records import table
 
-    named = ("features", "protocol", "num_images", "seed", "truncation", "weights", "train", "output", "batch")
+    named = ("features", "protocol", "num_images", "seed", "repeats", "truncation", "labels", "batch_norm", "std_max")
+    named += ("std_step", "reference", "write_reference", "weights", "train", "output", "batch")
     metrics = None if options.metrics is None else _listed(options.metrics)
     given = {name: getattr(options, name) for name in named}
-    for record in api.evaluate(
-        options.source, options.data, metrics=metrics, settings=_pairs("--set", options.set), **given
-    ):
+    settings = _pairs("--set", options.set)
+    records = api.evaluate(options.source, options.data, metrics=metrics, settings=settings, **given)
+    for record in records:
         print(json.dumps(record))
+    # The quickstart's record has many numbers.
+    if "metric" in records[0]:
+        print(table(records), file=sys.stderr)
 
 
 def run_compare(options: argparse.Namespace) -> int:

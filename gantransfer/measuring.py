@@ -17,6 +17,7 @@ from gantransfer.metrics import request
 from gantransfer.metrics.measure import Surroundings
 from gantransfer.metrics.protocols import get_protocol, make_plan
 from gantransfer.metrics.records import append, evaluations
+from gantransfer.metrics.reference_file import read_reference
 from gantransfer.metrics.registry import find
 from gantransfer.metrics.statistics import Reference
 from gantransfer.pretrained.source import Source
@@ -30,14 +31,21 @@ QUICKSTART_NETWORKS = ("digits_cnn", "letters_cnn")
 
 def evaluate(
     source: str | Path | Run | Source | ImageSet,
-    data: str | Path | ImageSet,
+    data: str | Path | ImageSet | None = None,
     *,
     metrics: Sequence[str] | None = None,
     features: str | None = None,
     protocol: str | None = None,
     num_images: int | None = None,
     seed: int = 0,
+    repeats: int = 1,
     truncation: float = 1.0,
+    labels: str | None = None,
+    batch_norm: str | None = None,
+    std_max: int | None = None,
+    std_step: int | None = None,
+    reference: str | Path | None = None,
+    write_reference: str | Path | None = None,
     weights: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     train: str | Path | ImageSet | None = None,
@@ -56,6 +64,12 @@ def evaluate(
         quickstart's record.
       num_images: generated images; None: the protocol's number (the quickstart's: 2,000).
       seed, truncation: of the generated images.
+      repeats: how often they are generated anew, of `seed` and the seeds after it: values are means, spreads ranges.
+      labels: of the generated images, instead of the protocol's rule: `turn`, `uniform`, or drawn from the `data`.
+      batch_norm: what the generator normalises by: `stored`, `standing` or `batch` statistics; None: stored.
+      std_max, std_step: of `standing`: images in the largest batch and number of batches; None: 64 and 64.
+      reference: instead of `data`, a file of statistics (npz with `mu` and `sigma`), for Fréchet distances.
+      write_reference: such a file to be written of the reference images.
       weights: files of the networks' published weights: `NAME=PATH`, or one PATH for `features`.
       settings: of metrics, by dotted name, such as `{"prdc.k": 3}`.
       train: the images that the source was trained on, for the memorisation check; None: those of the run, where the
@@ -80,8 +94,13 @@ def evaluate(
     if judged is None:
         judged = opened(source)
     alike = isinstance(judged, ImageSet)
-    images = request.reference_for(data, judged)
+    if (data is None) == (reference is None):
+        raise UserError("--data", data, "reference images, or a file of their statistics by --reference, not both")
+    images = read_reference(reference) if data is None else request.reference_for(data, judged)
+    draw = request.Draw(seed, truncation, batch_norm, std_max, std_step)
     if metrics is None and protocol is None and features in QUICKSTART_NETWORKS and not alike:
+        _check_quickstart(repeats=repeats, labels=labels, reference=reference, write_reference=write_reference)
+        _check_quickstart(batch_norm=batch_norm, std_max=std_max, std_step=std_step)
         if train_images is None and run is not None:
             train_images = evaluator.trained_on(run.path, judged).arrays()[0]
         drawn = {"num_images": num_images or 2000, "seed": seed, "truncation": truncation}
@@ -92,16 +111,31 @@ def evaluate(
     elif run is not None:
         trained = _trained_on(run, judged, metrics or get_protocol(protocol or "default").metrics, bool(metrics))
     count = len(trained) if trained else None
-    plan = make_plan(protocol or "default", metrics, features, num_images, truncation, count, settings)
+    plan = make_plan(
+        protocol or "default", metrics, features, num_images, truncation, count, settings, labels, batch_norm
+    )
     if output is None and run is not None:
         output = run.path / "evaluations" / f"{judged.info.images_seen or 0:09d}"
-    how = Surroundings(Reference(), resume=True, batch=batch, folder=Path(output) if output else None)
-    records = request.evaluate(judged, images, plan, trained, seed, truncation, weights, how)
+    how = Surroundings(
+        Reference(),
+        resume=True,
+        batch=batch,
+        folder=Path(output) if output else None,
+        write_reference=None if write_reference is None else Path(write_reference).expanduser(),
+    )
+    records = request.evaluate(judged, images, plan, trained, draw, repeats, weights, how)
     if run is not None:
         seen = judged.info.images_seen or 0
         found = [{"images_seen": seen, "kimg": seen / 1000, "asked": True, **line} for line in evaluations(records)]
         append(run.path / "evaluations.jsonl", found)
     return records
+
+
+def _check_quickstart(**given: Any) -> None:
+    """Refuses what the quickstart's record does not have."""
+    for name, value in given.items():
+        if value not in (None, 1):
+            raise UserError(f"--{name}", value, "nothing with a classifier alone; name --metrics or a --protocol")
 
 
 def _trained_on(run: Run, source: Source, metrics: Sequence[str], explicit: bool) -> ImageSet | None:

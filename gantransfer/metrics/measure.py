@@ -16,16 +16,20 @@ import numpy as np
 
 from gantransfer import __version__
 from gantransfer.errors import UserError
+from gantransfer.metrics.frechet import Moments
 from gantransfer.metrics.metric import Case, Metric, Value
 from gantransfer.metrics.pictures import QUANTISATION, GeneratedPictures, Pictures, RealPictures, check_sizes
 from gantransfer.metrics.progress import Progress
 from gantransfer.metrics.protocols import Plan
-from gantransfer.metrics.records import Record
+from gantransfer.metrics.records import Record, over_seeds
+from gantransfer.metrics.reference_file import COUNT_UNKNOWN, ReferenceFile, write_reference
 from gantransfer.metrics.statistics import FEATURES, MOMENTS, Parts, Reference, Statistics, gather
 
 # Words of notes of a set that tell how its pictures were changed when they were opened.
 CHANGES = ("resized", "enlarged", "cut to", "padded", "repeated to three", "turned to grey")
 PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "pillow")
+# What fakes are compared with.
+References = RealPictures | ReferenceFile
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Surroundings:
       batch, devices: as `collect`.
       folder: where pictures go; None: none are written.
       quiet: whether no progress is told.
+      write_reference: a file to write the real pictures' statistics to, for other evaluations; None: none.
     """
 
     reference: Reference | None = None
@@ -55,20 +60,25 @@ class Surroundings:
     devices: Sequence[jax.Device] | None = None
     folder: Path | None = None
     quiet: bool = False
+    write_reference: Path | None = None
 
 
-def jobs_of(plan: Plan, fake: Pictures, real: Pictures, train: Pictures | None) -> list[Job]:
+def jobs_of(plan: Plan, fake: Pictures, real: References, train: Pictures | None) -> list[Job]:
     """The metrics of a plan with their settings.
 
     Raises:
       UserError: for a metric that the two sides are too few, or otherwise not made, for.
     """
-    check_sizes(fake, real)
+    pictured = isinstance(real, RealPictures)
+    if pictured:
+        check_sizes(fake, real)
     jobs = []
     for metric in plan.metrics:
         settings, name = plan.protocol.settings_of(metric), metric.name
         least = metric.least_images(settings)
-        judged = [("generated", fake)] + ([("real", real)] if metric.needs_real else [])
+        if not pictured and (metric.needs_real or metric.labels) and not metric.of_moments:
+            raise UserError("--metrics", name, "with --reference what needs no more of real images: fid and fd_NETWORK")
+        judged = [("generated", fake)] + ([("real", real)] if metric.needs_real and pictured else [])
         for kind, side in judged:
             if len(side) < least:
                 value = f"{len(side)} {kind} images ({side.name})"
@@ -99,12 +109,13 @@ def _check_classes(name: str, fake: Pictures, real: Pictures) -> None:
 def measure(
     plan: Plan,
     fake: Pictures,
-    real: RealPictures,
+    real: References,
     load: Callable[[str], Any],
     *,
     train: RealPictures | None = None,
     about: Mapping[str, Any] | None = None,
     seed: int = 0,
+    repeats: int = 1,
     how: Surroundings | None = None,
 ) -> list[Record]:
     """Measures one side against the other.
@@ -117,53 +128,134 @@ def measure(
       train: what the generator was trained on.
       about: further keys of the record: `source`, `images_seen`.
       seed: of what metrics draw.
+      repeats: how often samples are generated anew, of this seed and those after it; see `records.over_seeds`.
       how: how it is computed.
 
     Returns:
       A record for each number: `metric`, `value`, `spread`, `details`, and everything that it was measured under.
 
     Raises:
-      UserError: as `jobs_of` and `collect`.
+      UserError: as `jobs_of` and `collect`; repetitions of what is not generated, or a reference file of another width.
     """
     how = how or Surroundings()
     began = time.monotonic()
     jobs = jobs_of(plan, fake, real, train)
+    fakes = _repetitions(fake, repeats)
+    if how.write_reference is not None:
+        _check_writing(jobs, real)
     networks = {name: load(name) for name in dict.fromkeys(job.network for job in jobs) if name is not None}
     jobs = resolved(plan, jobs, networks)
-    sides = _pass(jobs, networks, {"fake": fake, "real": real, "train": train}, how)
-    records: list[Record] = []
-    shared = _protocol(plan, fake, real, seed) | dict(about or {})
-    for job in jobs:
-        network, most = networks.get(job.network), plan.protocol.most_real.get(job.metric.name)
-        found = _one_side(sides["real"], job.network, most, len(real))
-        case = Case(
-            real=found,
-            fake=_one_side(sides["fake"], job.network, None, len(fake)),
-            real_pictures=real,
-            fake_pictures=fake,
-            network=network,
-            settings=job.settings,
-            seed=seed,
-            train=sides["train"].get(job.network),
-            train_pictures=train,
-            folder=how.folder,
-            names=job.metric.names(job.settings, network and network.name),
-        )
-        for value in job.metric.compute(case):
-            own = {
-                "n_real": found.count if job.metric.needs_real else None,
-                "network": network and network.name,
-                "network_sha256": network and network.sha256,
-                "pipeline": network and network.info.get("preprocessing"),
-                "divisor": {1: "n - 1", 0: "n"}.get(job.settings.get("ddof", -1)),
-                "settings": dict(job.settings),
-            }
-            records.append(_record(value, plan.protocol.suffix) | shared | own)
-    for parts in sides["parts"]:
+    if isinstance(real, ReferenceFile):
+        _check_reference(jobs, networks, real, fake.shape)
+    kept: list[Parts] = []
+    known = {
+        "real": {} if isinstance(real, ReferenceFile) else _pass("real", real, jobs, networks, how, kept),
+        "train": {} if train is None else _pass("train", train, jobs, networks, how, kept),
+    }
+    if how.write_reference is not None:
+        _write(how.write_reference, jobs[0], networks, real, known["real"])
+    runs = []
+    for number, side in enumerate(fakes):
+        sides = known | {"fake": _pass("fake", side, jobs, networks, how, kept)}
+        shared = _protocol(plan, side, real, seed + number) | dict(about or {})
+        records: list[Record] = []
+        for job in jobs:
+            # Pictures are of the first seed.
+            case = _case(plan, job, networks, sides, (side, real, train), seed + number, None if number else how.folder)
+            values, own = job.metric.compute(case), _own(job, networks.get(job.network), case.real, real)
+            records += [_record(value, plan.protocol.suffix) | shared | own for value in values]
+        runs.append(records)
+    for parts in kept:
         parts.clear()
-    for record in records:
+    merged = over_seeds(runs)
+    for record in merged:
         record["wall_seconds"] = round(time.monotonic() - began, 2)
-    return records
+    return merged
+
+
+def _repetitions(fake: Pictures, repeats: int) -> list[Pictures]:
+    """The side with one seed after the other."""
+    if repeats < 1:
+        raise UserError("--repeats", repeats, "at least 1")
+    if repeats == 1:
+        return [fake]
+    if not isinstance(fake, GeneratedPictures):
+        raise UserError("--repeats", repeats, f"1: nothing is generated, the images of {fake.name} are what they are")
+    return [fake.again(fake.seed + number) for number in range(repeats)]
+
+
+def _check_writing(jobs: Sequence[Job], real: References) -> None:
+    """Refuses to write statistics where it is not clear which."""
+    of_moments = [job for job in jobs if job.metric.of_moments]
+    kinds = {(job.network, job.settings.get("output", FEATURES), job.settings["ddof"]) for job in of_moments}
+    if isinstance(real, ReferenceFile) or len(kinds) != 1 or jobs[0] not in of_moments:
+        told = real.name if isinstance(real, ReferenceFile) else "metrics " + ", ".join(job.metric.name for job in jobs)
+        raise UserError("--write_reference", told, "--data, and fid or one fd_NETWORK as the first of --metrics")
+
+
+def _check_reference(
+    jobs: Sequence[Job], networks: Mapping[str, Any], real: ReferenceFile, shape: tuple[int, int, int]
+) -> None:
+    """Refuses a file of another network, before anything is generated."""
+    for job in jobs:
+        if job.metric.of_moments:
+            network, output = networks[job.network], str(job.settings.get("output", FEATURES))
+            picture = jax.ShapeDtypeStruct((1, *shape), np.uint8)
+            call = lambda params, images, network=network, output=output: network.forward(params, images, (output,))
+            found = jax.eval_shape(call, network.params, picture)
+            real.check(network, output, found[output].shape[-1])
+
+
+def _write(path: Path, job: Job, networks: Mapping[str, Any], real: RealPictures, known: Mapping[str, Any]) -> None:
+    """Writes the statistics of the real side that the first metric has used."""
+    output, found = str(job.settings.get("output", FEATURES)), known[job.network]
+    moments = found.moments if output == FEATURES else Moments.of(found.rows[output])
+    about = {"reference_set": real.name, "real_fingerprint": real.images.fingerprint, "mirror": real.mirror}
+    write_reference(path, moments, networks[job.network], output, job.settings["ddof"], **about)
+
+
+def _case(
+    plan: Plan,
+    job: Job,
+    networks: Mapping[str, Any],
+    sides: Mapping[str, Mapping[str, Statistics]],
+    pictures: tuple[Pictures, References, RealPictures | None],
+    seed: int,
+    folder: Path | None,
+) -> Case:
+    """What a metric is computed of."""
+    fake, real, train = pictures
+    network = networks.get(job.network)
+    if isinstance(real, ReferenceFile):
+        found = Statistics(real.count or COUNT_UNKNOWN, real.moments(job.settings.get("ddof", 1)))
+    else:
+        found = _one_side(sides["real"], job.network, plan.protocol.most_real.get(job.metric.name), len(real))
+    return Case(
+        real=found,
+        fake=_one_side(sides["fake"], job.network, None, len(fake)),
+        real_pictures=None if isinstance(real, ReferenceFile) else real,
+        fake_pictures=fake,
+        network=network,
+        settings=job.settings,
+        seed=seed,
+        train=sides["train"].get(job.network),
+        train_pictures=train,
+        folder=folder,
+        names=job.metric.names(job.settings, network and network.name),
+    )
+
+
+def _own(job: Job, network: Any, found: Statistics, real: References) -> Record:
+    """What the numbers of one metric were measured under."""
+    count = real.count if isinstance(real, ReferenceFile) else found.count
+    return {
+        "n_real": count if job.metric.needs_real else None,
+        "network": network and network.name,
+        "network_sha256": network and network.sha256,
+        "pipeline": network and network.info.get("preprocessing"),
+        "divisor": {1: "n - 1", 0: "n"}.get(job.settings.get("ddof", -1)),
+        "settings": dict(job.settings),
+    }
 
 
 def resolved(plan: Plan, jobs: Sequence[Job], networks: Mapping[str, Any]) -> list[Job]:
@@ -194,40 +286,38 @@ def _with_outputs(job: Job, network: Any, insisted: bool) -> Job:
 
 
 def _pass(
-    jobs: Sequence[Job], networks: Mapping[str, Any], pictures: Mapping[str, Any], how: Surroundings
-) -> dict[str, Any]:
-    """Statistics of each side by network, and the states of passes that are to be removed at the end."""
-    kept: list[Parts] = []
+    side: str,
+    pictures: Pictures,
+    jobs: Sequence[Job],
+    networks: Mapping[str, Any],
+    how: Surroundings,
+    kept: list[Parts],
+) -> dict[str, Statistics]:
+    """Statistics of a side (`fake`, `real` or `train`) by network; `kept` gets the states of passes to be removed."""
 
     def parts(*arguments: Any) -> Parts:
         kept.append(Parts.of(*arguments))
         return kept[-1]
 
-    found: dict[str, Any] = {"parts": kept}
-    for side in ("real", "fake", "train"):
-        wants: dict[str, frozenset[str]] = {}
-        for job in jobs:
-            own = {"real": job.metric.real, "fake": job.metric.fake, "train": frozenset({FEATURES})}[side]
-            if side == "train" and not job.metric.train:
-                continue
-            kinds = {_kind(kind, job.settings) for kind in own}
-            if kinds and job.network is not None:
-                wants[job.network] = wants.get(job.network, frozenset()) | kinds
-        chosen = {name: networks[name] for name in wants}
-        if not chosen or pictures[side] is None:
-            found[side] = {}
-            continue
-        found[side] = gather(
-            pictures[side],
-            chosen,
-            wants,
-            reference=None if side == "fake" else how.reference,
-            parts=parts if how.resume else None,
-            batch=how.batch,
-            devices=how.devices,
-            progress=None if how.quiet else Progress(f"features of {pictures[side].name}"),
-        )
-    return found
+    wants: dict[str, frozenset[str]] = {}
+    for job in jobs:
+        train = frozenset({FEATURES}) if job.metric.train else frozenset()
+        own = {"real": job.metric.real, "fake": job.metric.fake, "train": train}[side]
+        kinds = {_kind(kind, job.settings) for kind in own}
+        if kinds and job.network is not None:
+            wants[job.network] = wants.get(job.network, frozenset()) | kinds
+    if not wants:
+        return {}
+    return gather(
+        pictures,
+        {name: networks[name] for name in wants},
+        wants,
+        reference=None if side == "fake" else how.reference,
+        parts=parts if how.resume else None,
+        batch=how.batch,
+        devices=how.devices,
+        progress=None if how.quiet else Progress(f"features of {pictures.name}"),
+    )
 
 
 def _kind(kind: str, settings: Mapping[str, Any]) -> str:
@@ -256,35 +346,51 @@ def _record(value: Value, suffix: str) -> Record:
     }
 
 
-def _protocol(plan: Plan, fake: Pictures, real: RealPictures, seed: int) -> Record:
+def _protocol(plan: Plan, fake: Pictures, real: References, seed: int) -> Record:
     """What all numbers of an evaluation share."""
     generated = isinstance(fake, GeneratedPictures)
-    height, _, channels = real.shape
-    place, colon, split = real.name.rpartition(":")
+    height, _, channels = fake.shape
     return {
         "protocol": plan.protocol.name,
         "overrides": dict(plan.overrides),
         "n_generated": len(fake),
-        "n_real": len(real),
         "seed": seed,
         "repeats": 1,
         "quantise": QUANTISATION if generated else "image files",
-        "reference_set": real.name,
-        "real_fingerprint": real.images.fingerprint,
-        "real_split": split if place and colon else "all",
-        "mirror_real": real.mirror,
-        "pre_resize": [note for note in real.images.notes if any(word in note for word in CHANGES)],
+        **_about_real(real),
         "resolution": height,
         "channels": channels,
         "labels_rule": fake.rule if generated else "of the images",
         "truncation": fake.truncation if generated else None,
         "generator_weights": "ema" if generated else None,
         "generator_fingerprint": key_of_side(fake),
-        "batch_norm_rule": "stored averages" if generated else None,
+        "batch_norm_rule": fake.batch_norm.described if generated else None,
         "precision": "float32, products at the highest precision",
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "versions": versions(),
+    }
+
+
+def _about_real(real: References) -> Record:
+    """What the reference is; of a file of statistics, the file and its hash."""
+    if isinstance(real, ReferenceFile):
+        return {
+            "reference_set": real.about.get("reference_set", real.name),
+            "reference_file": {"name": real.name, "sha256": real.sha256},
+            "real_fingerprint": real.about.get("real_fingerprint"),
+            "real_split": real.about.get("split"),
+            "mirror_real": real.about.get("mirror"),
+            "pre_resize": None,
+        }
+    place, colon, split = real.name.rpartition(":")
+    return {
+        "reference_set": real.name,
+        "reference_file": None,
+        "real_fingerprint": real.images.fingerprint,
+        "real_split": split if place and colon else "all",
+        "mirror_real": real.mirror,
+        "pre_resize": [note for note in real.images.notes if any(word in note for word in CHANGES)],
     }
 
 

@@ -37,7 +37,7 @@ class Case:
 
     Attributes:
       real, fake: statistics of both sides under the metric's network.
-      real_pictures, fake_pictures: the sides themselves.
+      real_pictures, fake_pictures: the sides themselves; no real ones where their statistics are from a file.
       network: the feature network.
       settings: of the metric, by the protocol.
       seed: of everything that the metric draws.
@@ -48,7 +48,7 @@ class Case:
 
     real: Statistics
     fake: Statistics
-    real_pictures: Pictures
+    real_pictures: Pictures | None
     fake_pictures: Pictures
     network: Any
     settings: Mapping[str, Any]
@@ -72,6 +72,8 @@ class Metric:
       compute: from a `Case` to values.
       real, fake: what it needs of the sides' features.
       network: the network that published numbers take; None: the protocol's.
+      pipeline: how pictures are brought to the network's size, where the metric's name says so; None: the protocol's.
+      tied: whether the metric's name stands for its network, so that no other takes its place.
       settings: what can be set, with defaults.
       least: fewest pictures of each side: a number, or the name of a setting that it must exceed.
       labels: whether both sides need the same classes.
@@ -90,6 +92,8 @@ class Metric:
     real: frozenset[str] = NOTHING
     fake: frozenset[str] = NOTHING
     network: str | None = None
+    pipeline: str | None = None
+    tied: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     least: int | str = 2
     labels: bool = False
@@ -111,6 +115,11 @@ class Metric:
     def needs_real(self) -> bool:
         """Whether real images take part."""
         return bool(self.real) or self.pictures
+
+    @property
+    def of_moments(self) -> bool:
+        """Whether mean and covariance are all that it needs of real images, so that a file of them will do."""
+        return self.real == MOMENTS and not (self.labels or self.pictures)
 
     def least_images(self, settings: Mapping[str, Any]) -> int:
         """Fewest pictures of each side under these settings."""

@@ -144,13 +144,15 @@ def perceptual_path_length(case: Case) -> float:
         raise UserError("ppl.space", "w", f"z: a {fake.source.info.family} generator has no w; --set ppl.space=z")
     if fake.source.info.options.get("dtype", "float32") != "float32":
         raise UserError("ppl", fake.source.info.options["dtype"], "a generator that computes in float32")
+    if fake.group > 1:
+        raise UserError("--batch_norm", fake.batch_norm.kind, "stored or standing for ppl: a path has no batch")
     pairs, rng = settings["pairs"], np.random.Generator(np.random.PCG64([case.seed, 1]))
     a, b = (latents(pairs, networks.z_dim, case.seed + which, latent=networks.latent) for which in (0, 2**30))
     t = rng.random(pairs, np.float32) if settings["sampling"] == "full" else np.zeros(pairs, np.float32)
     labels = fake.labels[rng.integers(0, len(fake), pairs)]
     apart = levels_apart(case.network, settings["heads"])
     step = partial(_steps, networks.generator, apart, space, settings["crop"], settings["epsilon"])
-    distances = in_batches(partial(step, fake.source.ema, case.network.params), a, b, t, labels)
+    distances = in_batches(partial(step, fake.constants, case.network.params), a, b, t, labels)
     return path_length(distances)
 
 

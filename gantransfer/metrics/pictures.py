@@ -5,11 +5,12 @@ features can be computed in any portions, and a few pictures can be made again w
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, UInt8
@@ -17,7 +18,8 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 from gantransfer.data.image_set import ImageSet, in_threads
 from gantransfer.errors import UserError, one_of
 from gantransfer.features import pixels
-from gantransfer.pretrained.source import Source, latents
+from gantransfer.metrics.batch_norm import BatchNorm, whole_groups, with_standing_statistics
+from gantransfer.pretrained.source import Source, in_batches, latents
 
 LABEL_RULES = ("turn", "uniform", "data")
 QUANTISATION = "trunc(clamp(127.5 x + 128, 0, 255))"
@@ -34,8 +36,8 @@ class RealPictures:
 
     This is what a side is, for both kinds of it: a name for messages, `shape` of a picture, `labels`, `identity` (what
     the pictures are a function of), `constants` (arrays that every batch needs), `arguments` (what the host hands over
-    for some of them) and `maker`: `maker(constants, *arguments)` gives uint8 pictures, and of each the share of values
-    far outside [-1, 1], NaN where one is not finite.
+    for some of them), `group` (how many of them in a row depend on each other) and `maker`: `maker(constants,
+    *arguments)` gives uint8 pictures, and of each the share of values far outside [-1, 1], NaN where one is not finite.
 
     Attributes:
       images: the set.
@@ -45,6 +47,7 @@ class RealPictures:
     images: ImageSet
     mirror: bool = False
     constants: Any = ()
+    group: int = 1
 
     @property
     def name(self) -> str:
@@ -101,6 +104,7 @@ class GeneratedPictures:
       truncation: as `Source.sample` takes it.
       rule: labels: the classes in `turn`, drawn `uniform`ly over the classes, or drawn from the labels of the `data`.
       data_labels: for the rule `data`: the labels of the real pictures, in the source's numbering.
+      batch_norm: what the generator normalises by.
     """
 
     source: Source
@@ -109,6 +113,7 @@ class GeneratedPictures:
     truncation: float = 1.0
     rule: str = "turn"
     data_labels: Int[np.ndarray, " m"] | None = None
+    batch_norm: BatchNorm = BatchNorm()
 
     def __post_init__(self) -> None:
         one_of("labels", self.rule, LABEL_RULES)
@@ -129,17 +134,33 @@ class GeneratedPictures:
     @cached_property
     def labels(self) -> Int[np.ndarray, " n"]:
         """By the rule; the first n labels do not depend on how many there are."""
-        classes = self.source.info.num_classes
+        return self._filled_labels[: self.count]
+
+    @property
+    def group(self) -> int:
+        """How many samples in a row depend on each other."""
+        return self.batch_norm.group
+
+    @property
+    def _filled(self) -> int:
+        """How many samples there are when the last group is filled."""
+        return -(-self.count // self.group) * self.group
+
+    @cached_property
+    def _filled_labels(self) -> Int[np.ndarray, " n"]:
+        classes, count = self.source.info.num_classes, self._filled
         if self.rule == "turn":
-            return (np.arange(self.count) % classes).astype(np.int32)
+            return (np.arange(count) % classes).astype(np.int32)
         bound = classes if self.rule == "uniform" else len(self.data_labels)
-        drawn = np.random.Generator(np.random.PCG64([self.seed, bound])).integers(0, bound, self.count)
+        drawn = np.random.Generator(np.random.PCG64([self.seed, bound])).integers(0, bound, count)
         return (drawn if self.rule == "uniform" else np.asarray(self.data_labels)[drawn]).astype(np.int32)
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
         """Weights, latents and labels; not how many there are, so that a larger request begins with the same."""
         drawn = {} if self.rule != "data" else {"data_labels": np.asarray(self.data_labels).tolist()}
+        if self.batch_norm.kind not in ("none", "stored"):
+            drawn["batch_norm"] = self.batch_norm.described
         return {
             "generator": self.source.fingerprint(),
             "seed": self.seed,
@@ -153,52 +174,75 @@ class GeneratedPictures:
         """The latents, scaled where truncation means that."""
         networks = self.source.networks
         cut = networks.truncation != "call" and self.truncation < 1
-        drawn = latents(self.count, networks.z_dim, self.seed, cut, networks.latent)
+        drawn = latents(self._filled, networks.z_dim, self.seed, cut, networks.latent)
         return drawn if networks.truncation == "call" else drawn * np.float32(self.truncation)
 
-    @property
+    @cached_property
     def constants(self) -> Any:
-        """The generator's averaged weights and statistics."""
-        return self.source.ema
+        """The generator's averaged weights, and the statistics that it normalises by."""
+        if self.batch_norm.kind != "standing":
+            return self.source.ema
+        return with_standing_statistics(self.source, self.batch_norm, self.seed, self.truncation)
 
     def __len__(self) -> int:
         return self.count
 
+    def again(self, seed: int) -> "GeneratedPictures":
+        """As many samples of another seed."""
+        return replace(self, seed=seed)
+
     def arguments(self, rows: Int[np.ndarray, " b"]) -> tuple[np.ndarray, ...]:
-        """Latents and labels."""
-        return self.z[rows], self.labels[rows]
+        """Latents and labels; beyond the last group they are those of its last sample."""
+        rows = np.minimum(rows, self._filled - 1)
+        return self.z[rows], self._filled_labels[rows]
 
     @property
     def maker(self) -> Maker:
         """The generator and the rule that makes bytes of its floats."""
         networks = self.source.networks
         given = None if networks.truncation == "latents" else self.truncation
-        return Generating(networks.generator, given)
+        return Generating(networks.generator, given, self.group)
 
     def read(self, rows: Int[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
         """Generates some of the pictures again."""
-        source = self.source
-        plain = 1.0 if source.networks.truncation == "latents" else self.truncation
-        # `generate` scales latents by what it is given, and these are scaled already.
-        z = self.z[rows] / (np.float32(plain) if source.networks.truncation == "both" else np.float32(1))
-        return np.asarray(pixels.to_uint8(source.generate(z, self.labels[rows], plain)))
+        own, where = (rows, np.arange(len(rows))) if self.group == 1 else whole_groups(rows)
+        # A group has as many samples as one call takes at most.
+        return in_batches(partial(_made, self.maker, self.constants), *self.arguments(own))[where]
 
 
 @dataclass(frozen=True)
 class Generating:
-    """A generator as a pure function of weights, latents and labels to bytes; equal for equal modules."""
+    """A generator as a pure function of weights, latents and labels to bytes; equal for equal modules.
+
+    Attributes:
+      generator: the module.
+      truncation: what its call is given; None: nothing.
+      group: 1, or samples that are normalised by their common moments.
+    """
 
     generator: nn.Module
     truncation: float | None
+    group: int = 1
 
     def __call__(
         self, variables: Any, z: Float[Array, "b z"], labels: Int[Array, " b"]
     ) -> tuple[UInt8[Array, "b h w c"], Float[Array, " b"]]:
         """Pictures, and of each the share of values far outside [-1, 1]; NaN where one is not finite."""
         given = {} if self.truncation is None else {"truncation": self.truncation}
-        images = self.generator.apply(variables, z, labels, **given).images.astype(jnp.float32)
+        if self.group == 1:
+            images = self.generator.apply(variables, z, labels, **given).images
+        else:
+            call = lambda z, c: self.generator.apply(variables, z, c, train=True, **given).images
+            images = jax.vmap(call)(z.reshape(-1, self.group, z.shape[1]), labels.reshape(-1, self.group))
+            images = images.reshape(len(z), *images.shape[2:])
+        images = images.astype(jnp.float32)
         outside = jnp.where(jnp.isfinite(images), (jnp.abs(images) > FAR_OUTSIDE).astype(jnp.float32), jnp.nan)
         return pixels.to_uint8(images), outside.mean(axis=(1, 2, 3))
+
+
+@partial(jax.jit, static_argnums=0)
+def _made(maker: Maker, constants: Any, *arguments: Array) -> UInt8[Array, "b h w c"]:
+    return maker(constants, *arguments)[0]
 
 
 def _as_they_are(constants: Any, images: UInt8[Array, "b h w c"]) -> tuple[UInt8[Array, "b h w c"], Float[Array, " b"]]:

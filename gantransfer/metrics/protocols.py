@@ -18,7 +18,9 @@ from typing import Any
 
 from gantransfer.config import literal
 from gantransfer.errors import UserError, one_of
+from gantransfer.features import RANDOM
 from gantransfer.metrics.metric import Metric
+from gantransfer.metrics.pictures import LABEL_RULES
 from gantransfer.metrics.registry import find
 
 LEAST_DEFAULT, MOST_DEFAULT = 5_000, 50_000
@@ -118,7 +120,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             name="fewshot",
             about="few-shot transfer: 5,000 samples against few images; memorisation beside every distance",
-            metrics=("fid", "kid_full", "memorisation", "prdc"),
+            metrics=("fid", "fid_nvidia", "kid_full", "memorisation", "prdc"),
             count=5_000,
         ),
         Protocol(
@@ -153,10 +155,19 @@ class Plan:
     overrides: Mapping[str, Any]
 
     def network_of(self, metric: Metric) -> str:
-        """The metric's feature network; the one asked for wins, except over a name that holds a network's."""
-        if "network" in self.overrides and not metric.name.startswith("fd_"):
-            return str(self.overrides["network"])
-        return self.protocol.network_of(metric)
+        """The metric's feature network: `NAME`, or `NAME@PIPELINE` with other pixels than the protocol's.
+
+        The network asked for wins, except over one that the metric's name stands for.
+        """
+        name, asked = self.protocol.network_of(metric), self.overrides.get("network")
+        if asked is not None and (not metric.tied or _is(asked, name)):
+            name = asked
+        return name if metric.pipeline in (None, self.protocol.pipeline) else f"{name}@{metric.pipeline}"
+
+
+def _is(asked: str, name: str) -> bool:
+    """Whether a network asked for is that one, be it with random weights."""
+    return asked.removeprefix(RANDOM) == name
 
 
 def make_plan(
@@ -167,6 +178,8 @@ def make_plan(
     truncation: float = 1.0,
     training_images: int | None = None,
     settings: Mapping[str, Any] | None = None,
+    labels: str | None = None,
+    batch_norm: str | None = None,
 ) -> Plan:
     """What is to be measured.
 
@@ -174,34 +187,38 @@ def make_plan(
       protocol: by name.
       metrics: by name; None: the protocol's, and the memorisation check where there are fewer than 1,000 training
         images.
-      features: one network for all metrics, instead of those of the protocol.
+      features: one network for all metrics, instead of those of the protocol; of these, what is made of another network
+        by its name is left out then.
       num_images: generated images, instead of the protocol's number.
       truncation: of the samples; published numbers take 1.
       training_images: how many the generator was trained on; None: not known.
       settings: of metrics, by dotted name, such as `{"prdc.k": 3}`; text is read as a number where it is one.
+      labels: of the samples, instead of the protocol's rule: `turn`, `uniform` or `data`.
+      batch_norm: what the generator normalises by, where that was asked for; for the record only.
 
     Raises:
       UserError: for an unknown protocol, metric or setting.
     """
     named = get_protocol(protocol) if isinstance(protocol, str) else protocol
-    overrides: dict[str, Any] = {}
-    asked = list(dict.fromkeys(metrics or named.metrics))
-    if not metrics and training_images is not None and training_images < FEW_SHOT and "memorisation" not in asked:
-        asked.append("memorisation")
-    if features is not None:
-        overrides["network"] = features
+    found = [find(name) for name in dict.fromkeys(metrics or named.metrics)]
+    if not metrics:
+        if training_images is not None and training_images < FEW_SHOT and find("memorisation") not in found:
+            found.append(find("memorisation"))
+        found = [metric for metric in found if features is None or not metric.tied or _is(features, metric.network)]
+    asked = {"network": features, "num_images": num_images, "labels": labels, "batch_norm": batch_norm}
+    overrides: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if num_images is not None:
         if num_images < 2:
             raise UserError("--num_images", num_images, "at least 2")
-        overrides["num_images"] = num_images
         named = replace(named, count=num_images)
+    if labels is not None:
+        named = replace(named, labels=one_of("--labels", labels, LABEL_RULES))
     if truncation != 1:
         overrides["truncation"] = truncation
-    found = tuple(find(name) for name in asked)
     if settings:
         named = _changed(named, found, settings)
         overrides["settings"] = {name: literal(value) for name, value in settings.items()}
-    return Plan(named, found, overrides)
+    return Plan(named, tuple(found), overrides)
 
 
 def _changed(protocol: Protocol, metrics: Sequence[Metric], settings: Mapping[str, Any]) -> Protocol:

@@ -1,6 +1,7 @@
 """What a number was measured under, one JSON line per number with stable keys, and whether two of them compare."""
 
 import json
+import statistics
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ FREE = (
     "images_seen",
     "kimg",
     "wall_seconds",
+    "seconds",
     "device_kind",
     "device_count",
     "versions",
@@ -33,6 +35,44 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[A
     """The protocol's keys in which two records differ, with both values; empty: the numbers compare."""
     keys = [key for key in (*a, *(key for key in b if key not in a)) if key not in FREE]
     return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
+
+
+def over_seeds(runs: Sequence[Sequence[Record]]) -> list[Record]:
+    """The records of one evaluation out of those of its repetitions with other seeds.
+
+    The value is the mean and the spread the range, from the least to the largest; `details` have all `values` with
+    their `seeds` (and what was the `spreads` of each), beside what the first repetition tells. A number that one
+    repetition could not compute has none.
+    """
+    if len(runs) == 1:
+        return list(runs[0])
+    merged = []
+    for same in zip(*runs, strict=True):
+        values, spreads = ([record[key] for record in same] for key in ("value", "spread"))
+        details = {**same[0]["details"], "values": values, "seeds": [record["seed"] for record in same]}
+        if any(spread is not None for spread in spreads):
+            details["spreads"] = spreads
+        own = (statistics.fmean(values), max(values) - min(values)) if None not in values else (None, None)
+        number = dict(zip(("value", "spread"), own, strict=True))
+        merged.append({**same[0], **number, "details": details, "repeats": len(runs)})
+    return merged
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """The numbers of an evaluation for people, a line each; of several seeds the mean with its range."""
+    rows = [("metric", "value", "spread", "samples", "real", "network", "pixels")]
+    for record in records:
+        values, value = record["details"].get("values"), record["value"]
+        spread = "" if record["spread"] is None else f"{record['spread']:.4g}"
+        if values and value is not None:
+            spread = f"{min(values):.6g} to {max(values):.6g}, {len(values)} seeds"
+        pixels = (record["pipeline"] or {}).get("pipeline") or ""
+        told = ("not finite" if value is None else f"{value:.6g}", spread, record["n_generated"], record["n_real"])
+        rows.append(
+            (record["metric"], *("" if part is None else str(part) for part in told), record["network"] or "", pixels)
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def compare(

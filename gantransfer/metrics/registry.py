@@ -4,11 +4,14 @@ A protocol picks metrics and their settings; `measure` sees to it that what they
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from gantransfer.errors import UserError, one_of
+from gantransfer.features import RANDOM
 from gantransfer.metrics.metric import FEATURES, LOGITS, MOMENTS, Case, Metric, Value
 
 METRICS: dict[str, Metric] = {}
@@ -24,7 +27,7 @@ def _of_output(name: str, settings: Mapping[str, Any], network: str | None) -> s
 
 def _of_embedding(name: str, settings: Mapping[str, Any], network: str | None) -> str:
     # Published numbers are of ViT-L/14 at 336 px; those of the small network must not be taken for them.
-    return f"{name}_b32" if network == "clip_vit_b32" else name
+    return f"{name}_b32" if (network or "").removeprefix(RANDOM) == "clip_vit_b32" else name
 
 
 def _of_path(name: str, settings: Mapping[str, Any], network: str | None) -> str:
@@ -40,6 +43,17 @@ def _metric(**described: Any) -> Callable[[Callable[[Case], list[Value]]], Calla
     return register
 
 
+# Of the features of both sides, whatever they are distributed like.
+_of_rows = partial(_metric, real=FEATURES, fake=FEATURES)
+
+
+def _variant(of: str, name: str, about: str, network: str, **changes: Any) -> Metric:
+    """A metric on the network that its own name stands for."""
+    return replace(
+        METRICS[of], name=name, makes=(name,), about=about, network=network, tied=True, named=None, **changes
+    )
+
+
 def find(name: str) -> Metric:
     """A metric by name; `fd_NETWORK` is the Fréchet distance on any registered feature network.
 
@@ -47,19 +61,8 @@ def find(name: str) -> Metric:
       UserError: for another name, with the names there are.
     """
     if name.startswith("fd_") and len(name) > 3:
-        plain = METRICS["fid"]
-        return Metric(
-            name=name,
-            makes=(name,),
-            about=f"Fréchet distance of features of {ALIASES.get(name[3:], name[3:])}",
-            paper=plain.paper,
-            better="lower",
-            compute=plain.compute,
-            real=MOMENTS,
-            fake=MOMENTS,
-            network=ALIASES.get(name[3:], name[3:]),
-            settings={"ddof": 1},
-        )
+        network = ALIASES.get(name[3:], name[3:])
+        return _variant("fid", name, f"Fréchet distance of features of {network}", network, settings={"ddof": 1})
     return METRICS[one_of("metric", name, {*METRICS, "fd_NETWORK"})]
 
 
@@ -83,7 +86,9 @@ def _fid(case: Case) -> list[Value]:
     output = case.settings.get("output", "features")
     real, fake = case.real.moments, case.fake.moments
     if output != "features":
-        real, fake = Moments.of(case.real.rows[output]), Moments.of(case.fake.rows[output])
+        # Of a file of statistics there are moments only: those of the output that it was made of.
+        real = Moments.of(case.real.rows[output]) if output in case.real.rows else real
+        fake = Moments.of(case.fake.rows[output])
     width = len(fake.mean)
     details = {"width": width}
     if min(case.real.count, case.fake.count) <= width:
@@ -91,13 +96,21 @@ def _fid(case: Case) -> list[Value]:
     return [Value(case.names[0], frechet_distance(real, fake, case.settings["ddof"]), None, details)]
 
 
-@_metric(
+METRICS["fid_nvidia"] = _variant(
+    "fid",
+    "fid_nvidia",
+    "the same by the pixels and the divisor of StyleGAN2-ADA's code, beside that of another protocol",
+    "fid_inception",
+    pipeline="legacy_tensorflow",
+    settings={"ddof": 0},
+)
+
+
+@_of_rows(
     name="kid",
     about="squared discrepancy under a cubic kernel, mean over subsets; may be negative; the spread is of the subsets",
     paper="Bińkowski et al. 2018",
     better="lower",
-    real=FEATURES,
-    fake=FEATURES,
     settings={"subsets": 100, "subset_size": 1000},
 )
 def _kid(case: Case) -> list[Value]:
@@ -112,13 +125,11 @@ def _kid(case: Case) -> list[Value]:
     return [Value("kid", found.mean, found.std, details)]
 
 
-@_metric(
+@_of_rows(
     name="kid_full",
     about="the same over all pairs of the whole sets: nothing is drawn; the one to take for small sets",
     paper="Bińkowski et al. 2018",
     better="lower",
-    real=FEATURES,
-    fake=FEATURES,
 )
 def _kid_full(case: Case) -> list[Value]:
     from gantransfer.metrics.kernel import kernel_distance_full
@@ -126,13 +137,11 @@ def _kid_full(case: Case) -> list[Value]:
     return [Value("kid_full", kernel_distance_full(case.real.features, case.fake.features))]
 
 
-@_metric(
+@_of_rows(
     name="fid_infinity",
     about="the Fréchet distance extrapolated to infinitely many samples, by a line over 1 / n",
     paper="Chong and Forsyth 2020",
     better="lower",
-    real=FEATURES,
-    fake=FEATURES,
     settings={"points": 15},
     least=30,
 )
@@ -143,13 +152,11 @@ def _fid_infinity(case: Case) -> list[Value]:
     return [Value("fid_infinity", found.pop("value"), None, found)]
 
 
-@_metric(
+@_of_rows(
     name="intra_fid",
     about="mean over classes of the Fréchet distance inside the class; far above that of the pooled sets",
     paper="Miyato and Koyama 2018",
     better="lower",
-    real=FEATURES,
-    fake=FEATURES,
     settings={"ddof": 1},
     labels=True,
 )
@@ -167,15 +174,13 @@ def _intra_fid(case: Case) -> list[Value]:
     return [Value("intra_fid", found["value"], None, {"per_class": per_class, "excluded": found["excluded"]})]
 
 
-@_metric(
+@_of_rows(
     name="cmmd",
     named=_of_embedding,
     about="1000 times the squared discrepancy of CLIP embeddings of unit length under a Gaussian kernel, sigma 10",
     paper="Jayasumana et al. 2024",
     better="lower",
-    real=FEATURES,
-    fake=FEATURES,
-    network="clip_vit_b32",
+    network="clip_vit_l14_336",
     settings={"sigma": 10.0},
 )
 def _cmmd(case: Case) -> list[Value]:
@@ -185,17 +190,23 @@ def _cmmd(case: Case) -> list[Value]:
     return [Value(case.names[0], value)]
 
 
+METRICS["cmmd_b32"] = _variant(
+    "cmmd",
+    "cmmd_b32",
+    "the same of the embeddings of CLIP ViT-B/32, a network of a third of the size at 224 px",
+    "clip_vit_b32",
+)
+
+
 # ------------------------------------------------------------------------------------------------ of neighbours of rows
 
 
-@_metric(
+@_of_rows(
     name="precision_recall",
     makes=("precision", "recall"),
     about="share of fakes inside a ball of a real, and of reals inside a ball of a fake; balls are closed",
     paper="Kynkäänniemi et al. 2019",
     better="higher",
-    real=FEATURES,
-    fake=FEATURES,
     network="vgg16",
     settings={"k": 3, "half": False},
     least="k",
@@ -208,14 +219,12 @@ def _precision_recall(case: Case) -> list[Value]:
     return [Value(name, value) for name, value in found.items()]
 
 
-@_metric(
+@_of_rows(
     name="prdc",
     makes=("precision", "recall", "density", "coverage"),
     about="precision, recall, density and coverage with open balls",
     paper="Naeem et al. 2020",
     better="higher",
-    real=FEATURES,
-    fake=FEATURES,
     settings={"k": 5},
     least="k",
 )
@@ -226,19 +235,13 @@ def _prdc(case: Case) -> list[Value]:
     return [Value(name, value) for name, value in found.items()]
 
 
-@_metric(
+METRICS["density_coverage"] = replace(
+    METRICS["prdc"],
     name="density_coverage",
     makes=("density", "coverage"),
     about="how many balls of reals hold a fake, over k; share of those balls that hold one",
-    paper="Naeem et al. 2020",
-    better="higher",
-    real=FEATURES,
-    fake=FEATURES,
-    settings={"k": 5},
-    least="k",
+    compute=lambda case: [value for value in _prdc(case) if value.metric in ("density", "coverage")],
 )
-def _density_coverage(case: Case) -> list[Value]:
-    return [value for value in _prdc(case) if value.metric in ("density", "coverage")]
 
 
 @_metric(

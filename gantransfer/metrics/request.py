@@ -3,6 +3,7 @@
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from gantransfer import features
 from gantransfer.data import ImageSet, choose, open_images
 from gantransfer.data.builtin import is_builtin
 from gantransfer.errors import UserError
-from gantransfer.metrics.measure import Surroundings, measure
+from gantransfer.metrics.batch_norm import choose_batch_norm
+from gantransfer.metrics.measure import References, Surroundings, measure
 from gantransfer.metrics.pictures import GeneratedPictures, Pictures, RealPictures
-from gantransfer.metrics.protocols import Plan
+from gantransfer.metrics.protocols import MOST_DEFAULT, Plan
 from gantransfer.metrics.records import Record
+from gantransfer.metrics.reference_file import ReferenceFile
 from gantransfer.pretrained import catalogue
 from gantransfer.pretrained.source import Source
 
@@ -90,60 +93,91 @@ def same_classes(images: ImageSet, source: Source) -> bool:
     return set(images.class_names) == set(source.info.class_names)
 
 
+@dataclass(frozen=True)
+class Draw:
+    """How samples are drawn.
+
+    Attributes:
+      seed: of latents and labels, and of what metrics draw.
+      truncation: as `Source.sample` takes it.
+      batch_norm: what the generator normalises by: `stored`, `standing` or `batch`; None: what is usual for it.
+      std_max, std_step: of `standing`: samples in the largest batch, number of batches; None: 64 and 64.
+    """
+
+    seed: int = 0
+    truncation: float = 1.0
+    batch_norm: str | None = None
+    std_max: int | None = None
+    std_step: int | None = None
+
+
 def evaluate(
     side: Source | ImageSet,
-    images: ImageSet,
+    images: ImageSet | ReferenceFile,
     plan: Plan,
     train: ImageSet | None,
-    seed: int,
-    truncation: float,
+    draw: Draw,
+    repeats: int,
     weights: Sequence[str],
     how: Surroundings,
 ) -> list[Record]:
     """Measures a source, or pictures, against images by a plan; see `gantransfer.api.evaluate`."""
-    fake, real, plan = sides(side, images, plan, seed, truncation)
+    fake, real, plan = sides(side, images, plan, draw)
     if isinstance(side, Source):
         about = {"source": side.info.name, "images_seen": side.info.images_seen}
     else:
         about = {"source": side.name, "images_seen": None}
     load, known = network_loader(plan, weights), None if train is None else RealPictures(train)
-    return measure(plan, fake, real, load, train=known, about=about, seed=seed, how=how)
+    return measure(plan, fake, real, load, train=known, about=about, seed=draw.seed, repeats=repeats, how=how)
 
 
 def sides(
-    side: Source | ImageSet, images: ImageSet, plan: Plan, seed: int, truncation: float
-) -> tuple[Pictures, RealPictures, Plan]:
+    side: Source | ImageSet, images: ImageSet | ReferenceFile, plan: Plan, draw: Draw
+) -> tuple[Pictures, References, Plan]:
     """Both sides of an evaluation, and the plan with what follows from them.
 
     Raises:
-      UserError: more pictures asked for than there are, labels that cannot be drawn.
+      UserError: more pictures asked for than there are, labels that cannot be drawn, statistics that a generator lacks.
     """
-    real = RealPictures(images, plan.protocol.mirror_real)
-    wanted = plan.protocol.num_images(len(real))
+    real = images if isinstance(images, ReferenceFile) else RealPictures(images, plan.protocol.mirror_real)
     if isinstance(side, Source):
+        batch_norm = choose_batch_norm(side, draw.batch_norm, draw.std_max, draw.std_step)
         rule, classes = plan.protocol.labels, side.info.num_classes
         if rule == "data" and classes > 1 and not _fit(images, side):
-            value = f"{plan.protocol.name}: labels of {images.name} ({len(images.class_names)} classes)"
-            raise UserError(
-                "protocol", value, f"one whose labels are not drawn from the data; the source has {classes}"
-            )
+            known = f" ({len(images.class_names)} classes)" if isinstance(images, ImageSet) else ""
+            allowed = f"one whose labels are not drawn from the data, or --labels turn; the source has {classes}"
+            raise UserError("protocol", f"{plan.protocol.name}: labels of {images.name}{known}", allowed)
         # One class: there is nothing to draw.
         rule = "turn" if classes == 1 else rule
         labels = np.asarray(images.labels) if rule == "data" else None
-        return GeneratedPictures(side, wanted, seed, truncation, rule, labels), real, plan
+        wanted = plan.protocol.num_images(_count(plan, real))
+        return GeneratedPictures(side, wanted, draw.seed, draw.truncation, rule, labels, batch_norm), real, plan
+    for flag, value in (("--batch_norm", draw.batch_norm), ("--labels", plan.overrides.get("labels"))):
+        if value is not None:
+            raise UserError(flag, value, f"nothing for pictures that are there already ({side.name})")
     asked = plan.overrides.get("num_images")
     if asked is not None and asked > len(side):
         raise UserError("--num_images", asked, f"at most {len(side)}, the images of {side.name}")
     if asked is not None and asked < len(side):
-        return RealPictures(choose(side, images=asked, seed=seed)), real, plan
-    if len(side) != wanted:
+        return RealPictures(choose(side, images=asked, seed=draw.seed)), real, plan
+    if len(side) != plan.protocol.num_images(_count(plan, real, len(side))):
         overrides = {**plan.overrides, "num_images": len(side)}
         plan = Plan(plan.protocol, plan.metrics, overrides)
     return RealPictures(side), real, plan
 
 
-def _fit(images: ImageSet, source: Source) -> bool:
-    return len(images.class_names) == source.info.num_classes
+def _count(plan: Plan, real: References, unknown: int | None = None) -> int:
+    """How many real images there are, for protocols that draw as many; `unknown` where a file does not say."""
+    count = real.count if isinstance(real, ReferenceFile) else len(real)
+    if count is not None:
+        return count
+    if plan.protocol.count == "reference" and unknown is None:
+        raise UserError("--num_images", None, f"a number: {real.name} does not say of how many images it was made")
+    return MOST_DEFAULT if unknown is None else unknown
+
+
+def _fit(images: ImageSet | ReferenceFile, source: Source) -> bool:
+    return isinstance(images, ImageSet) and len(images.class_names) == source.info.num_classes
 
 
 def network_loader(plan: Plan, weights: Sequence[str] = ()) -> Callable[[str], Any]:
@@ -157,7 +191,8 @@ def network_loader(plan: Plan, weights: Sequence[str] = ()) -> Callable[[str], A
       UserError: weights of a network that the evaluation does not use.
     """
     files: dict[str, str] = {}
-    used = list(dict.fromkeys(plan.network_of(metric) for metric in plan.metrics if metric.needs_network))
+    named = [plan.network_of(metric) for metric in plan.metrics if metric.needs_network]
+    used = list(dict.fromkeys(name.partition("@")[0] for name in named))
     main = str(plan.overrides.get("network", plan.protocol.network))
     for given in weights:
         name, equals, path = given.partition("=")
@@ -165,7 +200,12 @@ def network_loader(plan: Plan, weights: Sequence[str] = ()) -> Callable[[str], A
         if name not in used:
             raise UserError("--weights", given, "weights of " + ", ".join(used))
         files[name] = path
-    return lambda name: features.load(name, files.get(name), pipeline_of(name, plan.protocol.pipeline))
+
+    def load(asked: str) -> Any:
+        name, _, pipeline = asked.partition("@")
+        return features.load(name, files.get(name), pipeline_of(name, pipeline or plan.protocol.pipeline))
+
+    return load
 
 
 def pipeline_of(name: str, pipeline: str) -> str | None:

@@ -11,6 +11,7 @@ Statistics of real pictures are kept (`Reference`) under a key of content, prepr
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -96,7 +97,7 @@ def collect(
     if not count:
         raise UserError("images", pictures.name, "at least one image")
     mesh = _mesh(devices)
-    batch = batch_size(count, mesh.size, batch)
+    batch = batch_size(count, mesh.size, batch, pictures.group)
     done = _Collected({name: wants[name] for name in networks}, parts)
     start = done.resume(count)
     run = _Program(pictures, networks, done.wants, mesh)
@@ -124,13 +125,14 @@ def collect(
     return done.statistics(count)
 
 
-def batch_size(count: int, devices: int, wanted: int | None = None) -> int:
-    """Pictures per program call: a multiple of the devices, and no larger than it takes."""
+def batch_size(count: int, devices: int, wanted: int | None = None, group: int = 1) -> int:
+    """Pictures per program call: a multiple of the devices and of a group, and no larger than it takes."""
     if wanted is not None and wanted < 1:
         raise UserError("batch", wanted, "at least 1")
     if wanted is None:
         wanted = BATCH if jax.default_backend() == "cpu" else BATCH * devices
-    return -(-min(wanted, count) // devices) * devices
+    multiple = math.lcm(devices, group)
+    return -(-min(wanted, count) // multiple) * multiple
 
 
 def _portion(batch: int) -> int:
@@ -165,7 +167,9 @@ class _Program:
         self.params = jax.device_put(tuple(network.params for network in networks.values()), self.everywhere)
 
     def __call__(self, rows: Int[np.ndarray, " b"], batch: int) -> Any:
-        """Starts a batch; its padding repeats the last row."""
+        """Starts a batch; its padding repeats the last row, where that does not change the others' pictures."""
+        if self.pictures.group > 1:
+            rows = np.arange(rows[0], rows[0] + batch)
         arguments = [
             np.concatenate([array, np.repeat(array[-1:], batch - len(rows), axis=0)]) if len(rows) < batch else array
             for array in self.pictures.arguments(rows)

@@ -26,7 +26,7 @@ from gantransfer.metrics.measure import Surroundings, jobs_of, measure, resolved
 from gantransfer.metrics.pictures import RealPictures
 from gantransfer.metrics.protocols import get_protocol, make_plan
 from gantransfer.metrics.records import Record, evaluations
-from gantransfer.metrics.request import network_loader, reference_for, sides
+from gantransfer.metrics.request import Draw, network_loader, reference_for, sides
 from gantransfer.metrics.statistics import Reference
 from gantransfer.pretrained.source import Source
 from gantransfer.training import devices
@@ -127,7 +127,7 @@ class ByProtocol:
         self.images, suffix = images, self.plan.protocol.suffix
         self.load = functools.cache(network_loader(self.plan, tuple(config.weights)))
         self.devices = devices.chosen(task.config.devices.count)
-        fake, real, _ = sides(task.source, images, self.plan, 0, 1.0)
+        fake, real, _ = sides(task.source, images, self.plan, Draw())
         # Before a step is taken: too few images, networks whose weights are missing.
         jobs = jobs_of(self.plan, fake, real, self.train)
         networks = {job.network: self.load(job.network) for job in jobs if job.network is not None}
@@ -139,7 +139,7 @@ class ByProtocol:
 
     def __call__(self, source: Source) -> list[Record]:
         """One record for each protocol among the metrics (networks differ), as lines of evaluations.jsonl."""
-        fake, real, plan = sides(source, self.images, self.plan, 0, 1.0)
+        fake, real, plan = sides(source, self.images, self.plan, Draw())
         how = Surroundings(reference=Reference(), devices=self.devices, quiet=True)
         return evaluations(measure(plan, fake, real, self.load, train=self.train, how=how))
 

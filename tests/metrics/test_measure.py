@@ -12,7 +12,17 @@ from gantransfer.metrics import registry, statistics
 from gantransfer.metrics.measure import Surroundings, jobs_of, measure
 from gantransfer.metrics.pictures import GeneratedPictures, RealPictures
 from gantransfer.metrics.protocols import PROTOCOLS, get_protocol, make_plan, summary
-from gantransfer.metrics.records import compare, differences, evaluations, flat_records, read_records, warnings_of
+from gantransfer.metrics.records import (
+    compare,
+    differences,
+    evaluations,
+    flat_records,
+    over_seeds,
+    read_records,
+    table,
+    warnings_of,
+)
+from gantransfer.metrics.request import Draw, network_loader, sides
 from gantransfer.metrics.statistics import Reference
 from tests.contract import rig
 from tests.metrics.toys import Projection, image_set
@@ -145,6 +155,132 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_records(real, tmp_path, 
     assert len(calls) <= 3 and again == whole
     # Nothing of a finished evaluation stays.
     assert not any((tmp_path / "statistics" / "parts").iterdir())
+
+
+def test_repetitions_with_other_seeds_give_the_mean_and_the_range(real, tmp_path):
+    fake = GeneratedPictures(rig.source("toy"), 30, seed=5)
+    given = {"how": replace(ONE, reference=Reference(tmp_path))}
+    single = [
+        measured(GeneratedPictures(rig.source("toy"), 30, seed=seed), real, ("fid", "kid"), seed=seed, **given)
+        for seed in (5, 6, 7)
+    ]
+    found = measured(fake, real, ("fid", "kid"), seed=5, repeats=3, **given)
+    for name in ("fid", "kid"):
+        values = [run[name]["value"] for run in single]
+        assert found[name]["value"] == pytest.approx(np.mean(values)) and len(set(values)) == 3
+        assert found[name]["spread"] == pytest.approx(max(values) - min(values))
+        assert found[name]["details"]["values"] == values and found[name]["details"]["seeds"] == [5, 6, 7]
+        assert (found[name]["repeats"], found[name]["seed"]) == (3, 5) and single[0][name]["repeats"] == 1
+    # The spread that the metric itself has is kept for each.
+    assert found["kid"]["details"]["spreads"] == [run["kid"]["spread"] for run in single]
+    assert "spreads" not in found["fid"]["details"] and json.loads(json.dumps(found)) == found
+    lines = table(list(found.values())).splitlines()
+    low, high = (f"{edge(found['fid']['details']['values']):.6g}" for edge in (min, max))
+    assert lines[0].split()[:3] == ["metric", "value", "spread"] and f"{low} to {high}, 3 seeds" in lines[1]
+    # One seed and several do not compare in silence.
+    assert set(differences(found["fid"], single[0]["fid"])) == {"repeats"}
+
+
+def test_a_number_that_one_repetition_lacks_has_no_mean():
+    run = lambda value: [{"metric": "a", "value": value, "spread": None, "details": {}, "seed": 0, "repeats": 1}]
+    (merged,) = over_seeds([run(1.0), run(None)])
+    assert merged["value"] is None and merged["spread"] is None and merged["details"]["values"] == [1.0, None]
+    shown = {"pipeline": None, "network": None, "n_generated": 3, "n_real": None, **merged}
+    assert "not finite" in table([shown])
+
+
+def test_a_killed_repetition_goes_on_and_pictures_are_of_the_first_seed(real, tmp_path, monkeypatch):
+    monkeypatch.setenv("GANTRANSFER_CACHE", str(tmp_path))
+    fake, train = GeneratedPictures(rig.source("toy"), 32), RealPictures(image_set(20, seed=8))
+    how = Surroundings(resume=True, batch=16, devices=DEVICE, quiet=True)
+    given = {"metrics": ("fid", "memorisation"), "train": train, "repeats": 3}
+    whole = values(fake, real, how=how, **given)
+    alone = replace(how, folder=tmp_path / "one")
+    measured(fake, real, ("memorisation",), train=train, how=alone)
+    run, calls = statistics._run, []
+
+    def killed(maker, *rest):
+        calls.append(type(maker).__name__)
+        if calls.count("Generating") == 2 * 2 + 1:
+            raise KeyboardInterrupt
+        return run(maker, *rest)
+
+    monkeypatch.setattr(statistics, "_run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        values(fake, real, how=how, **given)
+    calls.clear()
+    monkeypatch.setattr(
+        statistics, "_run", lambda maker, *rest: calls.append(type(maker).__name__) or run(maker, *rest)
+    )
+    assert values(fake, real, how=replace(how, folder=tmp_path / "three"), **given) == whole
+    # Only the third repetition was left.
+    assert calls == ["Generating"] * 2
+    pictures = [(tmp_path / name / "nearest_training_images.png").read_bytes() for name in ("one", "three")]
+    assert pictures[0] == pictures[1]
+    assert not any((tmp_path / "statistics" / "parts").iterdir())
+
+
+def test_what_is_there_already_is_not_repeated(real):
+    with pytest.raises(UserError, match="--repeats: 3 .*nothing is generated, the images of noise"):
+        measured(RealPictures(image_set(40)), real, ("fid",), repeats=3)
+    with pytest.raises(UserError, match="--repeats: 0 .*at least 1"):
+        measured(GeneratedPictures(rig.source("toy"), 30), real, ("fid",), repeats=0)
+
+
+def test_few_shot_numbers_have_both_pixel_pipelines_beside_each_other(monkeypatch):
+    from gantransfer import features
+
+    plan = make_plan("fewshot")
+    assert [metric.name for metric in plan.metrics][:2] == ["fid", "fid_nvidia"]
+    assert [plan.network_of(metric) for metric in plan.metrics][:2] == [
+        "fid_inception",
+        "fid_inception@legacy_tensorflow",
+    ]
+    assert plan.protocol.settings_of(plan.metrics[1])["ddof"] == 0
+    loaded = []
+    monkeypatch.setattr(features, "load", lambda *given: loaded.append(given))
+    load = network_loader(plan, ("fid_inception=weights.pth",))
+    for metric in plan.metrics[:2]:
+        load(plan.network_of(metric))
+    assert loaded == [
+        ("fid_inception", "weights.pth", "clean"),
+        ("fid_inception", "weights.pth", "legacy_tensorflow"),
+    ]
+    # By the protocol of its own pixels it is no other network, and of another network it is left out.
+    assert make_plan("nvidia", ["fid_nvidia"]).network_of(registry.find("fid_nvidia")) == "fid_inception"
+    names = lambda **given: [metric.name for metric in make_plan("fewshot", **given).metrics]
+    assert "fid_nvidia" not in names(features="projection") and "fid_nvidia" in names(features="random:fid_inception")
+    random = make_plan("fewshot", features="random:fid_inception")
+    assert random.network_of(registry.find("fid_nvidia")) == "random:fid_inception@legacy_tensorflow"
+    asked = make_plan("fewshot", ["fid_nvidia"], "projection")
+    assert asked.network_of(asked.metrics[0]) == "fid_inception@legacy_tensorflow"
+
+
+def test_cmmd_is_of_the_large_network_unless_its_name_says_otherwise():
+    plan = make_plan("default", ["cmmd", "cmmd_b32"])
+    assert [plan.network_of(metric) for metric in plan.metrics] == ["clip_vit_l14_336", "clip_vit_b32"]
+    large, small = plan.metrics
+    assert large.names(large.settings, "clip_vit_l14_336") == ("cmmd",)
+    assert large.names(large.settings, "clip_vit_b32") == large.names({}, "random:clip_vit_b32") == ("cmmd_b32",)
+    assert small.names(small.settings, "clip_vit_b32") == ("cmmd_b32",)
+
+
+def test_labels_of_samples_can_be_another_rule_than_the_protocol_s(real):
+    """A conditional source against images without labels, by a protocol that draws labels from the data."""
+    plain = image_set(30, classes=1)
+    with pytest.raises(UserError, match=r"protocol: 'nvidia: labels of noise \(1 classes\)'.*--labels turn"):
+        sides(rig.source("toy"), plain, make_plan("nvidia", ["fid"]), Draw())
+    plan = make_plan("nvidia", ["fid"], labels="uniform", num_images=20)
+    fake, _, _ = sides(rig.source("toy"), plain, plan, Draw(seed=3))
+    assert (fake.rule, fake.seed, plan.overrides["labels"]) == ("uniform", 3, "uniform") and set(fake.labels) == {
+        0,
+        1,
+        2,
+    }
+    with pytest.raises(UserError, match="--labels: 'even'.*data, turn, uniform"):
+        make_plan("nvidia", labels="even")
+    with pytest.raises(UserError, match="--labels: 'turn'.*pictures that are there already"):
+        sides(image_set(20), plain, make_plan("default", ["fid"], labels="turn"), Draw())
 
 
 def test_the_memorisation_check_finds_copies_and_shows_them(real, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from gantransfer import api, features
@@ -104,6 +105,52 @@ def test_published_networks_take_their_weights_and_the_protocol_s_pixels(shared,
         "--weights", f"cifar_resnet20={file}",
     )  # fmt: skip
     assert record["metric"] == "fd_cifar_resnet20" and record["value"] > 0 and len(record["network_sha256"]) == 64
+
+
+def test_samples_are_drawn_anew_with_several_seeds_and_people_see_mean_and_range(whole_dots, dots, tmp_path, capsys):
+    base = ("evaluate", "--source", whole_dots / "snapshots" / "000000192", "--data", dots, "--features", "projection")
+    base += ("--metrics", "fid", "--num_images", 20)
+    capsys.readouterr()
+    assert main([str(word) for word in (*base, "--repeats", 2, "--seed", 4)]) == 0
+    printed = capsys.readouterr()
+    (record,) = map(json.loads, printed.out.splitlines())
+    singles = [lines_of(capsys, *base, "--seed", seed)[0]["value"] for seed in (4, 5)]
+    assert record["details"]["values"] == pytest.approx(singles, rel=1e-6) and record["repeats"] == 2
+    assert record["value"] == pytest.approx(sum(singles) / 2) and record["spread"] == pytest.approx(
+        max(singles) - min(singles)
+    )
+    assert "2 seeds" in printed.err.splitlines()[-1] and f"{record['value']:.6g}" in printed.err.splitlines()[-1]
+    ours = write_folder(tmp_path / "ours", image_set(12))
+    line = refused(capsys, *base[:1], "--source", ours, *base[3:7], "--metrics", "fid", "--repeats", 2)
+    assert "--repeats: 2" in line and "nothing is generated" in line
+    assert "--batch_norm: 'standing'" in refused(capsys, *base, "--batch_norm", "standing")
+    assert "--std_max: 8" in refused(capsys, *base, "--std_max", 8)
+
+
+def test_a_reference_is_kept_in_a_file_and_taken_instead_of_the_images(tmp_path, capsys):
+    ours, theirs = (write_folder(tmp_path / name, image_set(30, seed)) for seed, name in enumerate(("a", "b")))
+    base = ("evaluate", "--source", ours, "--features", "projection", "--metrics", "fid")
+    file = tmp_path / "b.npz"
+    (direct,) = lines_of(capsys, *base, "--data", theirs, "--write_reference", file)
+    (record,) = lines_of(capsys, *base, "--reference", file)
+    assert record["value"] == pytest.approx(direct["value"], rel=1e-9)
+    assert record["reference_file"]["name"] == "b.npz" and len(record["reference_file"]["sha256"]) == 64
+    assert record["n_real"] == 30 and record["real_fingerprint"] == direct["real_fingerprint"]
+    assert "not both" in refused(capsys, *base) and "not both" in refused(
+        capsys, *base, "--data", theirs, "--reference", file
+    )
+    assert "--metrics: 'kid'" in refused(capsys, *base[:-1], "kid", "--reference", file)
+    # How many samples a protocol takes of as many as there are reals, the file must say.
+    from tests.contract.rig import source
+
+    given = {"reference": file, "features": "projection", "metrics": ["fid"], "protocol": "studiogan"}
+    assert api.evaluate(source("toy"), **given)[0]["n_generated"] == 30
+    with np.load(file) as found:
+        np.savez(tmp_path / "plain.npz", mu=found["mu"], sigma=found["sigma"])
+    with pytest.raises(UserError, match="--num_images.*plain.npz does not say"):
+        api.evaluate(source("toy"), **{**given, "reference": tmp_path / "plain.npz"})
+    with pytest.raises(UserError, match="--reference: .*nothing with a classifier alone"):
+        api.evaluate(source("toy"), reference=file, features="digits_cnn")
 
 
 def test_a_run_keeps_what_is_measured_of_it_beside_its_own_evaluations(whole_dots, dots, capsys, tmp_path):
