@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from gantransfer.errors import UserError
+from gantransfer.metrics.records import FREE
 from gantransfer.reports.curves import short
 from gantransfer.reports.grids import png_bytes
 from gantransfer.reports.records import Record, Run, flattened, is_number
@@ -22,10 +23,6 @@ HIGHER_IS_BETTER = {"precision", "recall", "density", "coverage", "accuracy", "i
 # Below this precision a wide scatter of pictures that look like nothing reaches many real ones: recall says little.
 LEAST_PRECISION = 0.5
 
-# What a protocol holds that differs from run to run without making the numbers incomparable.
-NOT_COMPARED = frozenset(
-    "seed images_seen kimg generator_fingerprint wall_seconds seconds spread device_kind device_count versions".split()
-)
 LONGEST_VALUE = 24
 
 
@@ -195,7 +192,7 @@ def protocol_notes(records: Sequence[Record]) -> list[dict[str, tuple[str, str]]
 def protocol_of(record: Record) -> dict[str, Any]:
     """What decides whether two evaluations may be compared: all of the protocol but what differs from run to run."""
     flat = flattened(record.get("protocol", {}))
-    return {key: value for key, value in flat.items() if key.split(".")[0] not in NOT_COMPARED}
+    return {key: value for key, value in flat.items() if key.split(".")[0] not in FREE}
 
 
 def measured(run: Run, metric: str) -> list[tuple[float, float]]:
