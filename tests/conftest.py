@@ -1,5 +1,6 @@
 """What every test may rely on: eight simulated CPU devices, a compilation cache, the shared folder."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -14,10 +15,30 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 CACHE = os.environ.get("GANTRANSFER_TEST_CACHE") or Path(tempfile.gettempdir()) / f"gantransfer-tests-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Optimising what runs for a moment does not pay. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests optimised programs.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import pytest  # noqa: E402
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs of a file go with it: those of all files together would take 8 GB in each process."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
+
+
+@pytest.fixture
+def invented_weights(monkeypatch):
+    """Fresh sources take weights that need no program to be made."""
+    from tests.invented import invented
+
+    monkeypatch.setattr("gantransfer.pretrained.source.initial_variables", invented)
 
 
 @pytest.fixture(scope="session")

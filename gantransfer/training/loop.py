@@ -203,6 +203,9 @@ class Trainer:
         finally:
             if batches is not None:
                 batches.close()
+        if seen >= self.total and not self.folder.snapshot(seen).exists():
+            # The budget was made smaller than what had been reached, so no step was the last one.
+            self.occasional(state, seen, last=True)
         self.checkpoints.wait()
         if self.enough and seen < self.total:
             told = f"{self.evaluator.best} has not become better in {self.evaluator.patience} evaluations"

@@ -30,8 +30,6 @@ def test_a_neutral_setting_leaves_the_plain_program(name):
 WITHOUT_METHODS = """
 import sys, types
 from pathlib import Path
-import jax
-jax.config.update("jax_disable_most_optimizations", True)
 import gantransfer
 package = types.ModuleType("gantransfer.methods")
 package.__path__ = [str(Path(gantransfer.__file__).parent / "methods")]

@@ -53,8 +53,7 @@ def normed():
 
 @pytest.fixture(scope="module")
 def biggan():
-    with rig.quick_compilation():
-        yield rig.source("biggan")
+    return rig.source("biggan")
 
 
 def with_options(source, **options):
@@ -150,6 +149,9 @@ def test_in_batch_statistics_a_sample_depends_on_its_group_and_on_no_program(nor
     for found in rows:
         np.testing.assert_allclose(found, direct, atol=2e-2)
         np.testing.assert_allclose(found, rows[0], atol=1e-5)
+    # The groups of a batch lie on different devices.
+    split = collect(pictures, **{**given, "devices": jax.devices()[:2]})["projection"].features
+    np.testing.assert_allclose(split, rows[0], atol=1e-5)
     # A smaller request has the same first pictures: the last group is filled with those that follow.
     few = pictures_of(normed, 5, "batch")
     np.testing.assert_allclose(collect(few, **given)["projection"].features, rows[0][:5], atol=1e-5)

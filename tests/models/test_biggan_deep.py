@@ -10,10 +10,9 @@ from gantransfer import models
 from gantransfer.errors import UserError
 from gantransfer.models.biggan_deep import rows_at
 from gantransfer.models.layers import standing_statistics
-from gantransfer.pretrained.source import variable_shapes
 from gantransfer.training.partition import MODES, make_partition
 from tests.contract import rig
-from tests.pretrained.conftest import invent
+from tests.invented import invented
 
 TINY = {"resolution": 16, "channels": 1, "num_classes": 3, "width": 4, "z_dim": 6, "class_head": True}
 HUB = {"statistics": 3, "latent_first": True, "stored_vectors_g": True, "output_width": 4, "shared_dim": 5}
@@ -22,8 +21,7 @@ HUB = {"statistics": 3, "latent_first": True, "stored_vectors_g": True, "output_
 @pytest.fixture(scope="module")
 def tiny():
     networks = models.get_family("biggan_deep").build(**TINY | HUB)
-    both = (invent(shapes, seed) for seed, shapes in enumerate(variable_shapes(networks)))
-    return networks, *(jax.tree.map(jnp.asarray, variables) for variables in both)
+    return networks, *(jax.tree.map(jnp.asarray, variables) for variables in invented(networks))
 
 
 def leaves(tree):
@@ -144,7 +142,7 @@ def test_other_depths_make_the_same_sizes():
         assert jax.eval_shape(run, jnp.zeros((2, 6)), jnp.zeros(2, jnp.int32)).shape == (2, 16, 16, 1)
 
 
-def test_it_trains(monkeypatch):
+def test_it_trains(monkeypatch, invented_weights):
     """Steps of the real training: losses are finite, every trained leaf moves, and so do rows and stored vectors."""
     options = {**TINY, **HUB, "spectral_d": False}
     del options["num_classes"]

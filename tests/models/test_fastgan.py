@@ -13,9 +13,10 @@ from gantransfer.data.image_set import ArrayPixels, ImageSet
 from gantransfer.errors import UserError
 from gantransfer.models import get_family
 from gantransfer.models.fastgan_layers import pooled_to
-from gantransfer.pretrained.source import _logits, fresh, latents
+from gantransfer.pretrained.source import _logits, fresh, latents, variable_shapes
 from gantransfer.training import prepare
 from gantransfer.training.step import step
+from tests.invented import invented
 
 TINY = {"resolution": 128, "channels": 1, "width": 2, "width_d": 4, "decoder_width": 1, "z_dim": 6}
 # Programs that run once or twice are compiled with few optimisations.
@@ -31,20 +32,11 @@ def build(name, **options):
     return get_family("fastgan").build(**FORMS[name], num_classes=3, **options)
 
 
-def initial(networks):
-    c = jnp.zeros(1, jnp.int32)
-    image = jnp.zeros((1, networks.resolution, networks.resolution, networks.channels))
-    return (
-        networks.generator.init(jax.random.key(0), jnp.zeros((1, networks.z_dim)), c),
-        networks.discriminator.init(jax.random.key(1), image, c),
-    )
-
-
 @pytest.fixture(scope="module")
 def noisy():
     """The conditional generator with noise of some strength, its variables, and its compiled call."""
     networks = build("projected")
-    variables, _ = quick_jit(lambda: initial(networks))()
+    variables, _ = invented(networks)
     leaves = flatten_dict(dict(variables["params"]), sep="/")
     strong = {path: leaf + 0.3 if path.endswith("/noise") else leaf for path, leaf in leaves.items()}
     return {**variables, "params": unflatten_dict(strong, sep="/")}, quick_jit(networks.generator.apply)
@@ -83,7 +75,7 @@ def test_rewritten_convolutions_give_the_numbers_and_gradients_of_plain_ones():
     results = []
     for form in ("rewritten", "plain"):
         networks = build("projected", convolution=form)
-        both = quick_jit(partial(initial, networks))()
+        both = invented(networks)
         z, c = jnp.asarray(latents(2, 6, seed=1)), jnp.array([0, 2])
         x = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (2, 128, 128, 1)), jnp.float32)
         with jax.default_matmul_precision("highest"):
@@ -108,7 +100,7 @@ def loss_and_gradients(networks, both, z, x, c):
 
 def test_groups_name_every_leaf_and_what_belongs_to_no_block():
     networks = build("projected")
-    g, d = jax.eval_shape(partial(initial, networks))
+    g, d = variable_shapes(networks)
     for role, variables, inside, outside in (
         (
             "generator",
@@ -147,7 +139,7 @@ def test_maps_are_pooled_or_repeated_to_a_side():
 def test_only_one_generator_makes_a_small_image_of_its_own():
     for name, has in (("official", True), ("projected_lite", False)):
         networks = build(name)
-        g, d = jax.eval_shape(partial(initial, networks))
+        g, d = variable_shapes(networks)
         call = partial(networks.generator.apply, want=("small",))
         given = g, jnp.zeros((2, 6)), jnp.zeros(2, jnp.int32)
         if has:
@@ -161,7 +153,7 @@ def test_only_one_generator_makes_a_small_image_of_its_own():
                 jax.eval_shape(call, *given)
 
 
-def test_a_step_trains_both_networks_and_moves_their_statistics():
+def test_a_step_trains_both_networks_and_moves_their_statistics(invented_weights):
     source = fresh("fastgan", FORMS["projected_lite"], ("one",), seed=0)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 128, 128, 1), dtype=np.uint8)
     rows = np.arange(8, dtype=np.int32)

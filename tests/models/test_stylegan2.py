@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.errors import InvalidRngError
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gantransfer import models
 from gantransfer.errors import UserError
@@ -16,6 +16,7 @@ from gantransfer.models.convolution import FORMS
 from gantransfer.models.resampling import make_filter
 from gantransfer.models.stylegan2_layers import Recipe, modulated_convolution
 from gantransfer.objectives.penalties import r1_penalty
+from gantransfer.pretrained.source import variable_shapes
 
 SMALL = {
     "resolution": 16,
@@ -39,14 +40,22 @@ def built(**options):
     size = networks.resolution
     z = jnp.asarray(numbers.normal(size=(4, networks.z_dim)), jnp.float32)
     x = jnp.asarray(numbers.uniform(-1, 1, (4, size, size, networks.channels)), jnp.float32)
-    key = jax.random.key(0)
 
-    def filled(network, given):
-        variables = jax.jit(network.init)(key, given, LABELS)
-        move = lambda leaf: leaf + 0.1 * jnp.asarray(numbers.normal(size=leaf.shape), jnp.float32)
-        return {**variables, "params": jax.tree.map(move, variables["params"])}
+    def filled(shapes):
+        leaves = {}
+        for path, leaf in sorted(flatten_dict(dict(shapes), sep="/").items()):
+            values = numbers.normal(size=leaf.shape)
+            if path.endswith(("bias", "strength")):
+                values = 0.1 * values + path.endswith("affine/bias")
+            elif path.endswith("avg"):
+                values = 0 * values
+            elif "mapper/" in path:
+                # The mapping network learns at a hundredth of the rate, and divides by it.
+                values = 100 * values
+            leaves[path] = jnp.asarray(values, jnp.float32)
+        return unflatten_dict(leaves, sep="/")
 
-    return networks, filled(networks.generator, z), filled(networks.discriminator, x), z, x
+    return networks, *map(filled, variable_shapes(networks)), z, x
 
 
 @cache

@@ -11,7 +11,7 @@ from gantransfer.models.wgangp_resnet import UniformRecipe
 from gantransfer.pretrained.source import variable_shapes
 from gantransfer.training.partition import get_mode, make_partition
 from tests.contract import rig
-from tests.pretrained.conftest import invent
+from tests.invented import invented
 
 TINY = {"resolution": 16, "channels": 1, "num_classes": 3, "width": 2, "z_dim": 6}
 
@@ -19,8 +19,7 @@ TINY = {"resolution": 16, "channels": 1, "num_classes": 3, "width": 2, "z_dim": 
 @pytest.fixture(scope="module")
 def tiny():
     networks = models.get_family("wgangp_resnet").build(**TINY)
-    both = (invent(shapes, seed) for seed, shapes in enumerate(variable_shapes(networks)))
-    return networks, *(jax.tree.map(jnp.asarray, variables) for variables in both)
+    return networks, *(jax.tree.map(jnp.asarray, variables) for variables in invented(networks))
 
 
 def leaves(tree):
@@ -112,7 +111,7 @@ def test_fresh_kernels_have_the_original_deviations():
         assert np.abs(kernel).max() <= 1.001 * (6 * spread / (9 * (64 + 128))) ** 0.5
 
 
-def test_it_trains(monkeypatch):
+def test_it_trains(monkeypatch, invented_weights):
     options = {name: value for name, value in TINY.items() if name != "num_classes"}
     monkeypatch.setitem(rig.OPTIONS, "wgangp_resnet", options)
     monkeypatch.setitem(rig.SETTINGS, "objective.loss", "wasserstein")

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gantransfer.pretrained.source import Source, SourceInfo, build_networks, variable_shapes
+from tests.invented import invent
 
 NAMES = ("apple", "banana", "cherry")
 OPTIONS = {
@@ -18,28 +18,6 @@ OPTIONS = {
     "class_head": True,
     "spectral_g": False,
 }
-
-
-def invent(shapes, seed):
-    """Fills a tree of shapes with numbers of sensible sizes."""
-    draw = np.random.default_rng(seed)
-    flat = {}
-    for path, leaf in sorted(flatten_dict(dict(shapes), sep="/").items()):
-        values = draw.standard_normal(leaf.shape)
-        if path.endswith("/kernel"):
-            values /= np.sqrt(np.prod(leaf.shape[:-1]))
-        elif path.endswith(("/var", "/sigma", "projection_scale")):
-            values = np.ones(leaf.shape)
-        elif path.endswith(("/bias", "/mean")):
-            values *= 0.1
-        flat[path] = np.asarray(values, leaf.dtype)
-    for layer in [path.split("/", 1)[1][:-2] for path in flat if path.startswith("spectral/") and path.endswith("/v")]:
-        # Stored vectors belong to their weights: of invented ones the singular value could be anything.
-        table = flat.get(f"params/{layer}/kernel")
-        rows = flat[f"params/{layer}/embedding"].T if table is None else table.reshape(-1, table.shape[-1])
-        left, _, right = np.linalg.svd(rows, full_matrices=False)
-        flat |= {f"spectral/{layer}/v": left[:, 0], f"spectral/{layer}/u": right[0]}
-    return unflatten_dict(flat, sep="/")
 
 
 def make_source(spectral=True, raw=True, **options):

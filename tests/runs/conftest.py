@@ -1,22 +1,13 @@
-"""Whole runs compile many programs that run for a few steps, so they are compiled without optimisation."""
+"""Whole runs that several files look at, and the images they train on."""
 
-import jax
 import pytest
 
 from tests.contract.rig import with_toys
 from tests.runs import rig
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quick_compilation():
-    """No optimisation of code in these tests; arithmetic is the same."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture(scope="session", autouse=True)
+# Not for the whole session: files of other folders follow in the same process.
+@pytest.fixture(autouse=True, scope="module")
 def toys():
     """The test-only family and methods are registered."""
     with with_toys():
@@ -36,7 +27,7 @@ def dots(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def whole(letters, tmp_path_factory, quick_compilation):
+def whole(letters, tmp_path_factory):
     """A run of the real family that nothing interrupted, with evaluations."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     assert rig.finetune(workdir, letters, rig.LETTERS) == 0
@@ -44,8 +35,9 @@ def whole(letters, tmp_path_factory, quick_compilation):
 
 
 @pytest.fixture(scope="session")
-def whole_dots(dots, tmp_path_factory, quick_compilation, toys):
+def whole_dots(dots, tmp_path_factory):
     """A run of the toy family, with methods that carry state."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    assert rig.finetune(workdir, dots, rig.DOTS) == 0
+    with with_toys():
+        assert rig.finetune(workdir, dots, rig.DOTS) == 0
     return workdir

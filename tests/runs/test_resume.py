@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from gantransfer.run import Run
 from gantransfer.training import loop
 from tests.runs import rig
 
@@ -117,6 +118,22 @@ def test_a_longer_budget_goes_on_and_is_said(dots, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "changed since the run was started: kimg: 0.016 -> 0.032" in said and "run.keep: 2 -> 3" in said
     assert [record["images_seen"] for record in rig.lines(tmp_path / "run" / "metrics.jsonl")] == [16, 32]
+
+
+def test_a_budget_made_smaller_than_what_is_reached_ends_with_a_snapshot_of_that(dots, tmp_path, monkeypatch):
+    settings = {**rig.TOY, "run.tick_kimg": 0.008, "run.checkpoint_kimg": 0.008, "run.snapshot_kimg": 1}
+
+    def stop_at_the_third(stop):
+        stop.asked += 1
+        return stop.asked >= 3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Stop, "asked", 0, raising=False)
+        patch.setattr(loop.Stop, "requested", property(stop_at_the_third, lambda stop, value: None), raising=False)
+        assert rig.finetune(tmp_path / "run", dots, {**settings, "kimg": 0.08}) == 75
+    assert Run(tmp_path / "run").images_seen == 0
+    assert rig.finetune(tmp_path / "run", dots, {**settings, "kimg": 0.016}) == 0
+    assert Run(tmp_path / "run").images_seen == 24
 
 
 def test_a_run_that_dies_before_its_first_checkpoint_begins_again_without_traces(letters, whole, tmp_path, monkeypatch):
