@@ -119,7 +119,9 @@ def build_parser() -> _Parser:
     )
     evaluate.add_argument("--metrics", default=None, help="comma-separated (docs/metrics.md); default: the protocol's")
     evaluate.add_argument("--features", default=None, help="one feature network for all (gantransfer list features)")
-    evaluate.add_argument("--protocol", default=None, help="default, studiogan, nvidia, clean, fewshot or quick")
+    evaluate.add_argument(
+        "--protocol", default=None, help="default, studiogan, nvidia, clean, fewshot, fd_dinov2 or quick"
+    )
     evaluate.add_argument("--num_images", type=int, default=None, help="generated images; default: the protocol's")
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the generated images")
     evaluate.add_argument(

@@ -117,14 +117,15 @@ class Architecture:
 
     @property
     def described(self) -> str:
-        """One line for lists: what it is, input, outputs, files with their licence and page."""
+        """One line for lists: what it is, input, outputs with their widths, files with their licence and page."""
         size, channels = self.input.size, "grey" if self.input.channels == 1 else "colour"
-        outputs = ", ".join(f"{name} {width}" if width else f"{name} (maps)" for name, width in self.outputs.items())
+        # Names of Inception's outputs are their widths.
+        plain = [name if str(width) in ("0", name) else f"{name} {width}" for name, width in self.outputs.items()]
         files: dict[tuple[str, str], list[str]] = {}
         for weights in self.weights:
             files.setdefault((weights.licence, weights.page), []).append(weights.described)
         told = "; or ".join(f"{' or '.join(names)}, {licence}, {page}" for (licence, page), names in files.items())
-        return f"{self.about}; {size}x{size} {channels}; {outputs}; weights: {told or 'given by the user'}"
+        return f"{self.about}; {size}x{size} {channels}; {', '.join(plain)}; weights: {told or 'given by the user'}"
 
     @functools.cached_property
     def blueprint(self) -> "Blueprint":

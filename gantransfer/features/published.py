@@ -47,7 +47,7 @@ class Weights:
     def described(self) -> str:
         """The file's name and size."""
         size = self.file.bytes / 1e6 if self.file.bytes else self.file.megabytes
-        return f"{self.file.name} ({size:.3g} MB)" if size else self.file.name
+        return f"{self.file.name} ({size:{',.0f' if size >= 100 else '.3g'}} MB)" if size else self.file.name
 
 
 def torchvision(file: str, megabytes: float, licence: str = BSD3) -> Weights:

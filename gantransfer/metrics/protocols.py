@@ -7,6 +7,7 @@
 | `nvidia` | StyleGAN2-ADA's `fid50k_full`, `kid50k_full`, `pr50k3_full`, `is50k` |
 | `clean` | clean-fid |
 | `fewshot` | few-shot transfer: 5,000 samples, and what unmasks copying beside every distance |
+| `fd_dinov2` | dgm-eval: distances in DINOv2 |
 | `quick` | curves during training: 2,000 samples; for nothing else |
 
 Whoever changes a part of a protocol gets the change into the record, under `overrides`.
@@ -122,6 +123,13 @@ PROTOCOLS: dict[str, Protocol] = {
             about="few-shot transfer: 5,000 samples against few images; memorisation beside every distance",
             metrics=("fid", "fid_nvidia", "kid_full", "memorisation", "prdc"),
             count=5_000,
+        ),
+        Protocol(
+            name="fd_dinov2",
+            about="dgm-eval: distances in DINOv2 ViT-L/14, 50,000 samples; agrees with people better than Inception",
+            metrics=("fd_dinov2", "kid", "prdc", "vendi"),
+            count=50_000,
+            network="dinov2_vitl14",
         ),
         Protocol(
             name="quick",

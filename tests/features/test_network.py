@@ -47,6 +47,9 @@ def test_every_network_says_what_it_is():
         assert f"{architecture.input.size}x{architecture.input.size}" in lines[name]
         for weights in architecture.weights:
             assert weights.file.name in lines[name] and weights.page in lines[name]
+    # Sizes in plain numbers, and names that are widths only once.
+    assert "dinov2_vitl14_pretrain.pth (1,217 MB)" in lines["dinov2_vitl14"]
+    assert "; 64, 192, 768, 2048, logits_unbiased 1008, logits 1008; " in lines["fid_inception"]
 
 
 def test_a_network_returns_its_outputs_and_the_features_of_distances(network, images):
