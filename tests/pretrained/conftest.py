@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gantransfer.pretrained.source import Source, SourceInfo, build_networks, variable_shapes
 from tests.invented import invent
