@@ -38,7 +38,6 @@ from gantransfer.models.layers import (
     Dense,
     NormRule,
     Recipe,
-    effective_weight,
 )
 from gantransfer.models.options import complete
 
@@ -97,23 +96,6 @@ class GeneratorBlock(nn.Module):
         return r + (convolution.upsample2(kept, form) if self.up else kept)
 
 
-class OutputConv(nn.Module):
-    """A 3x3 convolution of which only the first `channels` of `features` outputs are computed."""
-
-    channels: int
-    features: int
-    recipe: Recipe
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n h w o"]:
-        kernel = self.param("kernel", self.recipe.kernel_init(), (3, 3, x.shape[-1], self.features))
-        bias = self.param("bias", self.recipe.bias_init(9 * x.shape[-1]), (self.features,))
-        kernel = effective_weight(self, kernel, self.recipe.spectral)[..., : self.channels]
-        dtype = self.recipe.dtype
-        out = convolution.conv3x3(x.astype(dtype), kernel.astype(dtype), self.recipe.form)
-        return out + bias[: self.channels].astype(dtype)
-
-
 class Generator(nn.Module):
     """Latents `(n, z_dim)` and labels to images in [-1, 1]; stages `b8`, `b16`, ...: the last block of each size.
 
@@ -163,7 +145,8 @@ class Generator(nn.Module):
                 x = Attention(self.recipe, name=f"attn_{i}")(x)
             stages[f"b{x.shape[1]}"] = x
         x = nn.relu(BatchNorm(out_norm, self.recipe, name="out_bn")(x, train))
-        x = OutputConv(self.channels, self.output_width, self.recipe, name="out_conv")(x)
+        used = self.channels if self.channels < self.output_width else None
+        x = Conv(self.output_width, 3, convolution.conv3x3, self.recipe, used=used, name="out_conv")(x)
         return Picture(jnp.tanh(x.astype(jnp.float32)), wanted(stages, want))
 
     def _at(self, truncation: float, rule: NormRule) -> NormRule:
@@ -205,6 +188,7 @@ class Discriminator(nn.Module):
       depth: blocks per stage; the first one pools.
       pooled: how many stages, from the first, halve the size.
       attention: block numbers that attention follows.
+      image_scale: factor on the normalised kernel that sees the image.
     """
 
     widths: tuple[int, ...]
@@ -214,12 +198,14 @@ class Discriminator(nn.Module):
     attention: tuple[int, ...]
     recipe: Recipe
     has_class_head: bool
+    image_scale: float = 1.0
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "n h w c"], c: Labels, train: bool = False, want: tuple[str, ...] = ()
     ) -> Judgement:
-        x, stages = Conv(self.widths[0], 3, convolution.conv3x3, self.recipe, name="input_conv")(x), {}
+        scale, stages = self.image_scale, {}
+        x = Conv(self.widths[0], 3, convolution.conv3x3, self.recipe, scale=scale, name="input_conv")(x)
         for i in range((len(self.widths) - 1) * self.depth):
             stage, number = divmod(i, self.depth)
             size, pool = x.shape[1], number == 0 and stage < self.pooled
@@ -257,6 +243,7 @@ _SAME_AS_BIGGAN = (
     "running_variance",
     "init",
     "class_head",
+    "image_scale_d",
     "convolution",
     "dtype",
 )
@@ -347,6 +334,7 @@ def _discriminator(o: Mapping[str, Any], layout: biggan.Layout) -> Discriminator
         attention=_after(attention_blocks("attention_d", o, labels, widths[1:]), o["depth_d"]),
         recipe=recipe_of(o, "d"),
         has_class_head=o["class_head"],
+        image_scale=o["image_scale_d"],
     )
 
 

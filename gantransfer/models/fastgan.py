@@ -17,6 +17,7 @@ What differs from the releases:
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -98,6 +99,10 @@ class Generator(nn.Module):
     """Latents `(n, z_dim)` to images, in [-1, 1] but for the overshoot of a last layer without tanh.
 
     Stages are `b8`, `b16`, ... (scaled where they are) and, of the official variant, `small`: its image of 128 px.
+
+    Attributes:
+      output_width: outputs of the layers that make images, of which the first `channels` are the image.
+      image_scale: factor on the normalised kernels of these layers.
     """
 
     variant: str
@@ -107,6 +112,8 @@ class Generator(nn.Module):
     num_classes: int
     conditional: bool
     recipe: Recipe
+    output_width: int
+    image_scale: float
 
     @nn.compact
     def __call__(self, z: Float[Array, "n z"], c: Labels, train: bool = False, want: tuple[str, ...] = ()) -> Picture:
@@ -131,10 +138,12 @@ class Generator(nn.Module):
                 x = SkipExcitation(self.recipe, name=f"gate_{i}")(maps[side // 16], x)
             maps[side] = x
             stages[f"b{side}"] = x
-        last = Conv(self.channels, 3, convolution.conv3x3, self.recipe, use_bias=not official, name="to_big")(x)
+        used = self.channels if self.channels < self.output_width else None
+        to_image = partial(Conv, self.output_width, recipe=self.recipe, scale=self.image_scale, used=used)
+        last = to_image(3, convolution.conv3x3, use_bias=not official, name="to_big")(x)
         images = last.astype(jnp.float32)
         if official:
-            small = Conv(self.channels, 1, convolution.conv1x1, self.recipe, use_bias=False, name="to_small")(maps[128])
+            small = to_image(1, convolution.conv1x1, use_bias=False, name="to_small")(maps[128])
             stages["small"] = small.astype(jnp.float32)
             # The release applies tanh at this size alone.
             if self.resolution == 1024:
@@ -157,6 +166,10 @@ OPTIONS: dict[str, Option] = {
     "width_d": Option(64, int, "width unit of the discriminator, in channels"),
     "decoder_width": Option(32, int, "width unit of the discriminator's decoders, in channels"),
     "z_dim": Option(256, int, "length of the latent"),
+    "output_width": Option(0, int, "outputs of the generator's layers that make images; 0 for the colour channels"),
+    "image_scale_g": Option(1.0, float, "factor on the kernels of these layers, after their normalisation"),
+    "image_scale_d": Option(1.0, float, "factor on the kernel of the large branch that sees the image, likewise"),
+    "small_scale_d": Option(1.0, float, "factor on the kernel of the small branch that sees the image, likewise"),
     "init": Option("N02", INITS, "distribution of fresh weights"),
     "convolution": Option(
         "rewritten", convolution.FORMS, "form in which convolutions are computed; both give equal numbers"
@@ -169,7 +182,9 @@ OPTIONS: dict[str, Option] = {
 
 def build(**options: Any) -> Networks:
     """Makes both networks; see `OPTIONS` for the settings and `family.Networks` for what comes back."""
-    o = complete(OPTIONS, options)
+    o = complete(OPTIONS, options, ("output_width",))
+    if o["output_width"] and o["output_width"] < o["channels"]:
+        raise UserError("model.output_width", o["output_width"], f"0, or at least the {o['channels']} colour channels")
     if o["conditional"] and o["variant"] == "official":
         raise UserError("model.conditional", True, "False with model.variant=official, which has no classes")
     _check_width("width", o["width"], CHANNELS[o["resolution"]])
@@ -178,9 +193,24 @@ def build(**options: Any) -> Networks:
     classes = bool(o["conditional"])
     return Networks(
         generator=Generator(
-            o["variant"], o["resolution"], o["channels"], o["width"], o["num_classes"], classes, recipe
+            variant=o["variant"],
+            resolution=o["resolution"],
+            channels=o["channels"],
+            width=o["width"],
+            num_classes=o["num_classes"],
+            conditional=classes,
+            recipe=recipe,
+            output_width=o["output_width"] or o["channels"],
+            image_scale=o["image_scale_g"],
         ),
-        discriminator=Discriminator(o["width_d"], o["decoder_width"], o["num_classes"], classes, recipe),
+        discriminator=Discriminator(
+            width=o["width_d"],
+            decoder_width=o["decoder_width"],
+            num_classes=o["num_classes"],
+            projection=classes,
+            recipe=recipe,
+            image_scales=(o["image_scale_d"], o["small_scale_d"]),
+        ),
         z_dim=o["z_dim"],
         resolution=o["resolution"],
         channels=o["channels"],

@@ -28,23 +28,28 @@ def _rectified(x: Array) -> Array:
     return nn.leaky_relu(x, SLOPE)
 
 
-def _conv(features: int, size: int, operation, recipe: Recipe, name: str) -> Conv:
-    return Conv(features, size, operation, recipe, use_bias=False, name=name)
+def _conv(features: int, size: int, operation, recipe: Recipe, name: str, scale: float = 1.0) -> Conv:
+    return Conv(features, size, operation, recipe, use_bias=False, scale=scale, name=name)
 
 
 class FromImage(nn.Module):
-    """The first convolutions of the large branch: 1024 and 512 px to a map of 256, else one of the image's size."""
+    """The first convolutions of the large branch: 1024 and 512 px to a map of 256, else one of the image's size.
+
+    Attributes:
+      scale: factor on the normalised kernel that sees the image.
+    """
 
     width: int
     recipe: Recipe
+    scale: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 o"]:
         side, out = x.shape[1], _channels(512, self.width)
         if side < 512:
-            return _rectified(_conv(out, 3, convolution.conv3x3, self.recipe, "conv1")(x))
+            return _rectified(_conv(out, 3, convolution.conv3x3, self.recipe, "conv1", self.scale)(x))
         first = _channels(1024, self.width) if side == 1024 else out
-        x = _rectified(_conv(first, 4, convolution.conv_down, self.recipe, "conv1")(x))
+        x = _rectified(_conv(first, 4, convolution.conv_down, self.recipe, "conv1", self.scale)(x))
         if side == 1024:
             x = _conv(out, 4, convolution.conv_down, self.recipe, "conv2")(x)
             x = _rectified(BatchNorm(NormRule(), self.recipe, name="bn2")(x, train))
@@ -68,15 +73,20 @@ class DownBlock(nn.Module):
 
 
 class SmallBlock(nn.Module):
-    """A convolution that halves the size; the first of its branch is not normalised."""
+    """A convolution that halves the size; the first of its branch has no batch norm.
+
+    Attributes:
+      scale: factor on the normalised kernel.
+    """
 
     features: int
     first: bool
     recipe: Recipe
+    scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w i"], train: bool) -> Float[Array, "n h2 w2 o"]:
-        x = _conv(self.features, 4, convolution.conv_down, self.recipe, "conv1")(x)
+        x = _conv(self.features, 4, convolution.conv_down, self.recipe, "conv1", self.scale)(x)
         return _rectified(x if self.first else BatchNorm(NormRule(), self.recipe, name="bn1")(x, train))
 
 
@@ -125,6 +135,7 @@ class Discriminator(nn.Module):
       width: of the channels.
       decoder_width: of the decoders' channels.
       projection: whether there are class rows, which the release does not have.
+      image_scales: factors on the normalised kernels that see the image, of the large branch and of the small one.
     """
 
     width: int
@@ -132,6 +143,7 @@ class Discriminator(nn.Module):
     num_classes: int
     projection: bool
     recipe: Recipe
+    image_scales: tuple[float, float] = (1.0, 1.0)
 
     @nn.compact
     def __call__(
@@ -146,7 +158,8 @@ class Discriminator(nn.Module):
         step = x.shape[1] // SMALL
         y = x[:, ::step, ::step] if small is None else small
         for i, side in enumerate((256, 128, 64, 32)):
-            y = SmallBlock(_channels(side, self.width), i == 0, self.recipe, name=f"small_{i}")(y, train)
+            scale = 1.0 if i else self.image_scales[1]
+            y = SmallBlock(_channels(side, self.width), i == 0, self.recipe, scale, name=f"small_{i}")(y, train)
         large = Head(_channels(8, self.width), self.recipe, name="head_big")(maps[-1], train)
         logits = tuple(each.astype(jnp.float32) for each in (large, Head(0, self.recipe, name="head_small")(y, train)))
         pooled = stages["pooled"] = maps[-1].astype(jnp.float32).mean((1, 2))
@@ -165,7 +178,7 @@ class Discriminator(nn.Module):
             if i:
                 y = DownBlock(_channels(side, self.width), self.recipe, name=f"block_{i}")(given, train)
             else:
-                y = FromImage(self.width, self.recipe, name="block_0")(given, train)
+                y = FromImage(self.width, self.recipe, self.image_scales[0], name="block_0")(given, train)
             if i in GATES:
                 y = SkipExcitation(self.recipe, name=f"gate_{i}")(maps[GATES[i]], y)
             maps.append(y)

@@ -253,6 +253,8 @@ class Conv(nn.Module):
       features: number of outputs.
       size: side of the kernel.
       scale: factor on the kernel, after any normalisation.
+      used: how many outputs, from the first, are computed, where not all are; those to spare only share in the
+        normalisation.
     """
 
     features: int
@@ -261,6 +263,7 @@ class Conv(nn.Module):
     recipe: Recipe
     use_bias: bool = True
     scale: float = 1.0
+    used: int | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n h2 w2 o"]:
@@ -268,11 +271,13 @@ class Conv(nn.Module):
         kernel = effective_weight(self, self.param("kernel", self.recipe.kernel_init(), shape), self.recipe.spectral)
         if self.scale != 1.0:
             kernel = self.scale * kernel
+        if self.used is not None:
+            kernel = kernel[..., : self.used]
         dtype = self.recipe.dtype
         out = self.operation(x.astype(dtype), kernel.astype(dtype), self.recipe.form)
         if self.use_bias:
             bias = self.param("bias", self.recipe.bias_init(self.size**2 * x.shape[-1]), (self.features,))
-            out = out + bias.astype(dtype)
+            out = out + (bias if self.used is None else bias[: self.used]).astype(dtype)
         return out
 
 

@@ -13,6 +13,8 @@ def model_card(source: Source, how: str, notes: str = "") -> str:
     """
     info = source.info
     names = ", ".join(info.class_names[:40]) + (" ..." if info.num_classes > 40 else "")
+    uniform = source.networks.latent == "uniform"
+    drawn = "numbers, uniform in [-1, 1)" if uniform else "standard normal numbers"
     seen = "unknown" if info.images_seen is None else f"{info.images_seen:,}"
     lines = [
         f"# {info.name}",
@@ -23,7 +25,7 @@ def model_card(source: Source, how: str, notes: str = "") -> str:
         "| --- | --- |",
         f"| images | {info.resolution} x {info.resolution}, {'grey' if info.channels == 1 else 'colour'} |",
         f"| classes | {info.num_classes}: {names} |",
-        f"| latent | {info.z_dim} standard normal numbers |",
+        f"| latent | {info.z_dim} {drawn} |",
         f"| trained on | {info.trained_on or 'unknown'} |",
         f"| real images seen | {seen} |",
         f"| origin | {info.origin or 'unknown'} |",

@@ -87,8 +87,6 @@ def rebuild(
 
 
 def _fate(path: str, before: Leaves, moved: Leaves) -> Status:
-    if path not in before:
-        return "fresh"
     if path not in before or path not in moved:
         return "fresh"
     return "kept" if moved[path] is before[path] else "reshaped"

@@ -4,9 +4,12 @@ Colour to grey: what makes colours is combined to the luma of Rec. 601, what rea
 grey images are judged as they were in colour. Grey to colour: what makes grey is repeated, what reads it is divided
 among the colours. An output after a tanh is equal before it only.
 
-A layer under spectral normalisation has the size that its normalisation gives it, whatever its raw weights are. In a
-generator, whose last layer follows a batch norm and a rectifier, the lost factor goes into the batch norm's scale and
-bias; in a discriminator it becomes an option of the architecture, a factor on each of the two layers that see images.
+A layer under spectral normalisation has the size that its normalisation gives it, whatever its raw weights are. Where
+a batch norm and a rectifier, or a gate, stand before it (BigGAN's last layer, FastGAN's decoders), the lost factor goes
+into the batch norm's scale and bias; in a discriminator it becomes an option of the architecture, a factor on each of
+the layers that see images. FastGAN's generator has no such batch norm where there are classes, and its raw and averaged
+weights share their options: its outputs are turned, by a map that keeps lengths, so that singular values stay and the
+factor is the same for any weights; grey is then the first of three outputs.
 
 Resolution, StyleGAN2 only: a block above the highest starts with layers of random weights whose colours are zero, so
 that pictures are those of the source, upsampled; the discriminator's is random, and has no share in what the next block
@@ -26,6 +29,7 @@ from jaxtyping import Array
 
 from gantransfer.errors import UserError
 from gantransfer.models import resampling
+from gantransfer.models.fastgan_discriminator import DECODER
 from gantransfer.pretrained.source import Source, Variables, check_images, in_batches
 from gantransfer.pretrained.spectral_vectors import exact_leaves, used_sigma
 from gantransfer.pretrained.surgery_rebuild import Leaves, Rewrite, rebuild, row_scale
@@ -33,7 +37,15 @@ from gantransfer.pretrained.surgery_report import SurgeryReport
 
 LUMA = np.array([0.299, 0.587, 0.114])
 # Families of which tests show that the laws hold.
-CHANNEL_FAMILIES = ("biggan", "dcgan", "stylegan2", "wgangp_resnet")
+CHANNEL_FAMILIES = ("biggan", "biggan_deep", "dcgan", "fastgan", "stylegan2", "wgangp_resnet")
+# Layers of discriminators that see images, and the options that are factors on them.
+SEEING = {
+    "biggan": {"block_0/conv1": "image_scale_d", "block_0/conv_sc": "shortcut_scale_d"},
+    "biggan_deep": {"input_conv": "image_scale_d"},
+    "fastgan": {"block_0/conv1": "image_scale_d", "small_0/conv1": "small_scale_d"},
+}
+# Layers of generators that make images and may have outputs to spare.
+MAKING = ("out_conv", "to_big", "to_small")
 RIDGE = 1e-3
 SLOPE, GAIN = 0.2, 2**0.5
 
@@ -49,7 +61,7 @@ def change_channels(source: Source, channels: int, seed: int = 0) -> tuple[Sourc
         raise UserError(field_name, channels, f"1 or 3, and not the {source.info.channels} that {source.info.name} has")
     if family not in CHANNEL_FAMILIES:
         raise UserError(field_name, channels, f"nothing for {family}; networks of {', '.join(CHANNEL_FAMILIES)} change")
-    bounded = family != "stylegan2"
+    bounded = family not in ("stylegan2", "fastgan") or (family == "fastgan" and source.info.resolution == 1024)
     what = "the luma of the source's images" if channels == 1 else "the source's grey images in every channel"
     laws = [f"generator: {what}, within 1e-5" + (" before the tanh" if bounded and channels == 1 else "")]
     if source.discriminator is not None:
@@ -60,9 +72,12 @@ def change_channels(source: Source, channels: int, seed: int = 0) -> tuple[Sourc
     return rebuild(
         source,
         f"{source.info.channels} to {channels} channels",
-        dict(source.info.options) | {"channels": channels} | _lost_factors(source, channels),
+        dict(source.info.options) | {"channels": channels} | _output_options(source) | _lost_factors(source, channels),
         source.info.class_names,
-        {"generator": _outputs(channels), "discriminator": _inputs(channels, family)},
+        {
+            "generator": _turned if family == "fastgan" else _outputs(channels),
+            "discriminator": _inputs(channels, family),
+        },
         tuple(laws),
         seed,
     )
@@ -159,20 +174,37 @@ def _flat(variables: Variables) -> dict[str, Any]:
     return flatten_dict(dict(variables), sep="/")
 
 
+def _output_options(source: Source) -> dict[str, Any]:
+    """What becomes of outputs to spare, and FastGAN's factor on its outputs."""
+    options, before = source.info.options, source.info.channels
+    width = options.get("output_width")
+    if width is None:
+        return {}
+    if source.info.family != "fastgan":
+        return {"output_width": max(width, 4 - before) if width else 0}
+    after = (width or before) + (0 if before == 3 else 2)
+    scale = options["image_scale_g"] * (np.linalg.norm(LUMA) if before == 3 else 3**0.5)
+    return {"output_width": after, "image_scale_g": float(scale)}
+
+
+def _mixed(leaf: np.ndarray, channels: int, width: int) -> np.ndarray:
+    """Colours, the first entries of the last axis, combined or repeated; outputs to spare stay, up to `width`."""
+    made = (leaf[..., :3] @ LUMA)[..., None] if channels == 1 else np.repeat(leaf[..., :1], 3, axis=-1)
+    return np.concatenate([made, leaf[..., channels:]], axis=-1)[..., :width]
+
+
 def _outputs(channels: int) -> Rewrite:
     """Combines, or repeats, the last axis of every leaf whose last axis counts colours."""
 
-    def combine(leaf: np.ndarray) -> np.ndarray:
-        return (leaf @ LUMA)[..., None] if channels == 1 else np.repeat(leaf, 3, axis=-1)
-
     def rewrite(flat: Leaves, shapes: Leaves) -> dict[str, np.ndarray]:
         made: dict[str, np.ndarray] = {}
-        for path in _changing(flat, shapes, -1):
+        for path in _making(flat, shapes):
             leaf, layer = np.asarray(flat[path], np.float64), path.rpartition("/")[0].partition("/")[2]
-            made[path] = combine(leaf)
+            width = shapes[path].shape[-1]
+            made[path] = _mixed(leaf, channels, width)
             if not path.endswith("/kernel") or f"spectral/{layer}/u" not in flat:
                 continue
-            made[path] = combine(leaf / used_sigma(flat, layer, _outputs_first(leaf)))
+            made[path] = _mixed(leaf / used_sigma(flat, layer, _outputs_first(leaf)), channels, width)
             # relu(s x) = s relu(x) for s > 0: what the normalisation divides by, the batch norm before multiplies by.
             vectors, lost = exact_leaves(flat, layer, _outputs_first(made[path]))
             made |= vectors
@@ -182,8 +214,34 @@ def _outputs(channels: int) -> Rewrite:
     return rewrite
 
 
+def _turned(flat: Leaves, shapes: Leaves) -> dict[str, np.ndarray]:
+    """FastGAN's outputs, turned so that the first ones are what is wanted times a factor that no weights change."""
+    made: dict[str, np.ndarray] = {}
+    for layer in (layer for layer in MAKING if f"params/{layer}/kernel" in flat):
+        kernel = np.asarray(flat[f"params/{layer}/kernel"], np.float64)
+        before, after = kernel.shape[-1], shapes[f"params/{layer}/kernel"].shape[-1]
+        turn = np.zeros((before, after))
+        if before == after:
+            # The reflection that takes the first output to the luma: rows and columns are of length 1.
+            apart = np.eye(3)[0] - LUMA / np.linalg.norm(LUMA)
+            turn[:] = np.eye(before)
+            turn[:3, :3] -= 2 * np.outer(apart, apart) / (apart @ apart)
+        else:
+            turn[0, :3] = 3**-0.5
+            turn[1:, 3:] = np.eye(before - 1)
+        made[f"params/{layer}/kernel"] = kernel @ turn
+        made[f"spectral/{layer}/u"] = np.asarray(flat[f"spectral/{layer}/u"], np.float64) @ turn
+        made[f"spectral/{layer}/v"] = np.asarray(flat[f"spectral/{layer}/v"])
+        if f"params/{layer}/bias" in flat:
+            bias = np.asarray(flat[f"params/{layer}/bias"], np.float64)
+            made[f"params/{layer}/bias"] = _mixed(bias, 1 if before == after else 3, after)
+    return made
+
+
 def _inputs(channels: int, family: str) -> Rewrite:
-    """Sums over, or divides among, colours the last axis but one of every kernel that reads them."""
+    """Sums over, or divides among, colours the last axis but one of every kernel that reads them; decoders, which make
+    images, as generators.
+    """
 
     def rewrite(flat: Leaves, shapes: Leaves) -> dict[str, np.ndarray]:
         made: dict[str, np.ndarray] = {}
@@ -192,19 +250,46 @@ def _inputs(channels: int, family: str) -> Rewrite:
             made[path] = _read_as(leaf, channels) * row_scale(family, leaf.shape[-2], channels)
             if f"spectral/{layer}/u" in flat:
                 made |= exact_leaves(flat, layer, _outputs_first(made[path]))[0]
+        for path in _changing(flat, shapes, -1):
+            made |= _decoder(flat, path, channels)
         return made
 
     return rewrite
 
 
+def _decoder(flat: Leaves, path: str, channels: int) -> dict[str, np.ndarray]:
+    """A decoder's last kernel, and the batch norm before it, of whose outputs the second half only gates the first."""
+    layer = path.rpartition("/")[0].partition("/")[2]
+    leaf, norm = np.asarray(flat[path], np.float64), f"params/{layer.rpartition('/')[0]}/bn{len(DECODER) - 1}"
+    kernel = _mixed(leaf / used_sigma(flat, layer, _outputs_first(leaf)), channels, channels)
+    vectors, lost = exact_leaves(flat, layer, _outputs_first(kernel))
+    made = {path: kernel} | vectors
+    for part in ("gain", "bias"):
+        values = np.array(flat[f"{norm}/{part}"])
+        values[: len(values) // 2] *= lost
+        made[f"{norm}/{part}"] = values
+    return made
+
+
+def _making(flat: Leaves, shapes: Leaves) -> list[str]:
+    """Leaves of a generator's layers that make images: those that change their number of outputs, or have some to
+    spare.
+    """
+    spare = [path for path in flat if path.startswith(tuple(f"params/{layer}/" for layer in MAKING))]
+    return list(dict.fromkeys([*_changing(flat, shapes, -1), *spare]))
+
+
 def _changing(flat: Leaves, shapes: Leaves, axis: int) -> list[str]:
     """Leaves of `params` that differ from what they must be in this axis only."""
+    without = lambda shape: (*shape[:axis], *shape[len(shape) + axis + 1 :])
     return [
         path
         for path, leaf in flat.items()
         if path.startswith("params/")
+        and path in shapes
         and leaf.shape != shapes[path].shape
-        and leaf.shape[:axis] == shapes[path].shape[:axis]
+        and len(leaf.shape) == len(shapes[path].shape)
+        and without(leaf.shape) == without(shapes[path].shape)
     ]
 
 
@@ -217,8 +302,7 @@ def _lost_factors(source: Source, channels: int) -> dict[str, float]:
     """Factors by which spectral normalisation would change what a discriminator's first layers make, as options."""
     flat = {} if source.discriminator is None else _flat(source.discriminator)
     factors = {}
-    for name, option in (("conv1", "image_scale_d"), ("conv_sc", "shortcut_scale_d")):
-        layer = f"block_0/{name}"
+    for layer, option in SEEING.get(source.info.family, {}).items():
         if f"spectral/{layer}/u" in flat:
             kernel = np.asarray(flat[f"params/{layer}/kernel"], np.float64)
             _, after = exact_leaves(flat, layer, _outputs_first(_read_as(kernel, channels)))
