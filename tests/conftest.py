@@ -15,12 +15,23 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 CACHE = os.environ.get("GANTRANSFER_TEST_CACHE") or Path(tempfile.gettempdir()) / f"gantransfer-tests-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# Optimising what runs for a moment does not pay. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests optimised programs.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import pytest  # noqa: E402
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+# Tests in these folders compile many programs that run for a moment, so optimising them does not pay.
+QUICKLY_COMPILED = ("contract", "methods", "models", "pretrained", "runs", "training")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Chooses how programs are compiled, before any fixture compiles one; processes read the environment."""
+    import jax
+
+    quickly = item.path.relative_to(CHECKOUT / "tests").parts[0] in QUICKLY_COMPILED
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))
+    if jax.config.read("jax_disable_most_optimizations") != quickly:
+        jax.config.update("jax_disable_most_optimizations", quickly)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -122,7 +122,7 @@ def test_python_blocks_use_names_that_the_package_has(path):
 def test_command_lines_are_accepted(place, line, capsys):
     """By the parser, and by the config's table for every field that they set."""
     from gantransfer import config as fields
-    from gantransfer.__main__ import build_parser, split_fields
+    from gantransfer.arguments import build_parser, split_fields
     from gantransfer.training.partition import MODES
 
     words, settings = split_fields(shlex.split(line, comments=True))

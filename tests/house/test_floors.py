@@ -7,7 +7,7 @@ from tests.house.source_tree import CHECKOUT, imports, modules, path_of
 
 # From the top of the house to its bottom; a module belongs to the longest name that begins its own.
 FLOORS = (
-    ("gantransfer", "gantransfer.__main__"),
+    ("gantransfer", "gantransfer.__main__", "gantransfer.arguments"),
     ("gantransfer.api", "gantransfer.measuring", "gantransfer.run"),
     (
         "gantransfer.reports",
