@@ -127,6 +127,17 @@ def test_a_warm_up_by_gap_goes_on_exactly_from_a_checkpoint(dots, tmp_path):
     assert a.keys() == b.keys() and [path for path in a if a[path].tobytes() != b[path].tobytes()] == []
 
 
+@pytest.mark.slow
+def test_several_devices_decide_as_one(patient, dots):
+    """The gap is that of the whole batch, so what one device has seen of it passes in the same iteration."""
+    _, _, gaps = patient
+    threshold = sorted(gaps[:3])[1] - 1e-3 * (max(gaps) - min(gaps))
+    end = next(k for k, gap in enumerate(gaps) if gap > threshold)
+    states = rig.advance(rig.make(dots, {**LIMIT, "transfer.warmup_gap": threshold, "devices.count": 2}), end + 2)
+    assert moved(states) == [False] * (end + 1) + [True]
+    assert int(states[-1].warmed_at) == 8 * (end + 1)
+
+
 def test_a_gap_without_a_limit_is_refused(dots):
     with pytest.raises(UserError, match="transfer.warmup_gap.*transfer.warmup_kimg"):
         rig.make(dots, {**LIMIT, "transfer.warmup_kimg": 0.0, "transfer.warmup_gap": 1.0})
