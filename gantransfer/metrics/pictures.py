@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 from gantransfer.data.image_set import ImageSet, in_threads
 from gantransfer.errors import UserError, one_of
 from gantransfer.features import pixels
-from gantransfer.metrics.batch_norm import BatchNorm, whole_groups, with_standing_statistics
+from gantransfer.metrics.batch_norm import BatchNorm, choose_batch_norm, whole_groups, with_standing_statistics
 from gantransfer.pretrained.source import Source, in_batches, latents
 
 LABEL_RULES = ("turn", "uniform", "data")
@@ -104,7 +104,7 @@ class GeneratedPictures:
       truncation: as `Source.sample` takes it.
       rule: labels: the classes in `turn`, drawn `uniform`ly over the classes, or drawn from the labels of the `data`.
       data_labels: for the rule `data`: the labels of the real pictures, in the source's numbering.
-      batch_norm: what the generator normalises by.
+      batch_norm: what the generator normalises by; None: what is usual for it.
     """
 
     source: Source
@@ -113,12 +113,14 @@ class GeneratedPictures:
     truncation: float = 1.0
     rule: str = "turn"
     data_labels: Int[np.ndarray, " m"] | None = None
-    batch_norm: BatchNorm = BatchNorm()
+    batch_norm: BatchNorm | None = None
 
     def __post_init__(self) -> None:
         one_of("labels", self.rule, LABEL_RULES)
         if self.rule == "data" and self.data_labels is None:
             raise UserError("labels", self.rule, "turn or uniform, where there are no real labels to draw from")
+        if self.batch_norm is None:
+            object.__setattr__(self, "batch_norm", choose_batch_norm(self.source))
 
     @property
     def name(self) -> str:

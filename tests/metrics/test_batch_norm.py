@@ -181,6 +181,7 @@ def test_generators_have_the_statistics_that_they_can_have(normed):
             choose_batch_norm(toy, kind)
     # Networks whose own evaluation normalises by the batch.
     own = with_options(normed, statistics_g="batch")
+    assert GeneratedPictures(own, 5).group == GROUP and GeneratedPictures(normed, 5).group == 1
     assert choose_batch_norm(own).kind == "batch" and choose_batch_norm(normed).kind == "stored"
     for kind in ("standing", "stored"):
         with pytest.raises(UserError, match=f"--batch_norm: '{kind}'.*batch for .*statistics_g"):
