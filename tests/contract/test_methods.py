@@ -123,7 +123,7 @@ def test_each_method_gives_on_two_devices_what_it_gives_on_one(name):
 # (6) All declared pairs run together.
 
 
-@pytest.mark.parametrize("family", ["toy", "biggan"])
+@pytest.mark.parametrize("family", ["toy", pytest.param("biggan", marks=pytest.mark.slow)])
 def test_all_methods_run_together_and_everything_stays_finite(family):
     # The other family has no block that was added.
     lines = tuple(line for line in EVERYTHING if family == "toy" or not line.startswith("fade_in"))

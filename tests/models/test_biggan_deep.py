@@ -28,6 +28,7 @@ def leaves(tree):
     return {path: np.asarray(leaf) for path, leaf in flatten_dict(dict(tree), sep="/").items()}
 
 
+@pytest.mark.slow
 def test_both_forms_of_convolutions_give_equal_images_and_gradients(tiny):
     _, generator, discriminator = tiny
     z, c = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6)), jnp.float32), jnp.arange(3)

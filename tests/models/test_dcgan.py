@@ -69,7 +69,9 @@ def loss_and_gradients(networks, both, z, x, c):
     return jax.value_and_grad(loss, has_aux=True)([v["params"] for v in both])
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(
+    "name", ["example", *(pytest.param(name, marks=pytest.mark.slow) for name in FORMS if name != "example")]
+)
 def test_rewritten_convolutions_give_the_numbers_and_gradients_of_plain_ones(name):
     results = []
     for form in ("rewritten", "plain"):

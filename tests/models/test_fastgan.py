@@ -71,6 +71,7 @@ def loud(block):
     return {**block, "noise": jnp.full((1,), 1e3)}
 
 
+@pytest.mark.slow
 def test_rewritten_convolutions_give_the_numbers_and_gradients_of_plain_ones():
     results = []
     for form in ("rewritten", "plain"):

@@ -26,6 +26,7 @@ def leaves(tree):
     return {path: np.asarray(leaf) for path, leaf in flatten_dict(dict(tree), sep="/").items()}
 
 
+@pytest.mark.slow
 def test_both_forms_of_convolutions_give_equal_images_and_gradients(tiny):
     """The slope's gradient too: a gradient penalty differentiates twice."""
     _, generator, discriminator = tiny

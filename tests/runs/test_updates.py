@@ -53,6 +53,7 @@ def test_micro_batches_sum_to_the_whole_batch(toy):
     rig.assert_close(metrics(whole), metrics(parts), 2e-5)
 
 
+@pytest.mark.slow
 def test_micro_batches_sum_to_the_whole_batch_where_batch_norm_is_stored(letters):
     """Of the real family, of which nothing couples the images of a batch then."""
     settings = {**rig.BIGGAN, **STEADY, "model.spectral_d": False, "transfer.batch_norm": "stored"}
