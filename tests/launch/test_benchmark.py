@@ -34,6 +34,7 @@ def test_every_workload_builds_and_trains_what_it_says():
         assert biggan_jax.build_networks("biggan", biggan_jax.options_of(workload), ["a"])[0].z_dim == workload.latent
 
 
+@pytest.mark.slow
 def test_every_phase_of_stylegan2_trains_its_own_network():
     import stylegan2_jax
     from workloads import MEASURED_STYLE, WORKLOADS

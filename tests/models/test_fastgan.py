@@ -154,6 +154,7 @@ def test_only_one_generator_makes_a_small_image_of_its_own():
                 jax.eval_shape(call, *given)
 
 
+@pytest.mark.slow
 def test_a_step_trains_both_networks_and_moves_their_statistics(invented_weights):
     source = fresh("fastgan", FORMS["projected_lite"], ("one",), seed=0)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 128, 128, 1), dtype=np.uint8)

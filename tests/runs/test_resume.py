@@ -231,19 +231,30 @@ def test_a_run_needs_its_source_only_to_begin(letters, tmp_path):
 STREAMED = {"data.device_limit_mb": 0, "data.workers": 0}
 
 
-def test_streamed_and_resident_images_train_the_same_bits(whole_dots, dots, tmp_path, capsys):
+def test_streamed_and_resident_images_train_the_same(whole_dots, dots, tmp_path, capsys):
     assert rig.finetune(tmp_path / "streamed", dots, {**DOTS, **STREAMED}) == 0
     assert "streamed by the host" in capsys.readouterr().err
-    one, other = rig.newest_checkpoint(whole_dots), rig.newest_checkpoint(tmp_path / "streamed")
-    assert [path for path in one if one[path].tobytes() != other[path].tobytes()] == []
-    assert (whole_dots / "metrics.jsonl").read_bytes() == (tmp_path / "streamed" / "metrics.jsonl").read_bytes()
+    assert_same_images_seen(whole_dots, tmp_path / "streamed")
+
+
+def assert_same_images_seen(one, other):
+    """Equal to rounding, since images from the host are another program; one other image or flip moves all by more."""
+    for a, b in zip(*(rig.lines(run / "metrics.jsonl") for run in (one, other)), strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+    one, other = rig.newest_checkpoint(one), rig.newest_checkpoint(other)
+    for path, leaf in one.items():
+        np.testing.assert_allclose(other[path], leaf, rtol=0, atol=1e-5 * np.abs(leaf).max(), err_msg=path)
 
 
 def test_mirroring_changes_what_is_learned(whole_dots, dots, tmp_path):
     """Otherwise the test above would pass without it."""
     assert rig.finetune(tmp_path / "plain", dots, {**DOTS, "data.mirror": False}) == 0
     one, other = rig.newest_checkpoint(whole_dots), rig.newest_checkpoint(tmp_path / "plain")
-    assert any(not np.array_equal(one[path], other[path]) for path in one if path.startswith("discriminator/"))
+    assert any(
+        np.abs(one[path] - other[path]).max() > 1e-3 * np.abs(one[path]).max()
+        for path in one
+        if path.startswith("discriminator/trained") and one[path].any()
+    )
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -254,9 +265,7 @@ def test_a_streamed_run_goes_on_elsewhere_and_with_other_workers(whole_dots, dot
             stop_at(patch, step)
             assert rig.finetune(workdir, dots, {**DOTS, **ways}) == 75
     assert rig.finetune(workdir, dots, {**DOTS, **STREAMED}) == 0
-    one, other = rig.newest_checkpoint(whole_dots), rig.newest_checkpoint(workdir)
-    assert [path for path in one if one[path].tobytes() != other[path].tobytes()] == []
-    assert (whole_dots / "metrics.jsonl").read_bytes() == (workdir / "metrics.jsonl").read_bytes()
+    assert_same_images_seen(whole_dots, workdir)
 
 
 # Divergence
