@@ -6,7 +6,8 @@ Trains one source on each of six sets, all of one architecture, size (16 px, gre
 four other sets in features of CIFAR ResNet-20; finetunes each for each set under one recipe and once for each seed, and
 from random weights beside; judges by the Fréchet distance in features of CIFAR ResNet-32, which had no part in the
 ranking. Everything is kept in `--workdir`: the same command goes on where it stopped. Prints a table per target, and
-rank correlations with the distance after finetuning; writes `results.json`.
+rank correlations with the distance after finetuning; writes `results.json`, and `pictures.png`: samples of each source
+on the left, beside them what the first seed made of it for each target, reals above, random weights below.
 """
 
 import argparse
@@ -16,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from select_real_sets import distance, kept, ranked, spearman
 
 import gantransfer
+from gantransfer.data import open_images
 
 GLYPHS = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "pretrain_glyphs.py"))
 SOURCES = ("glyphs", "fashion", "quickdraw3", "omniglot40", "cifar10_train", "crawl_tiles")
 TARGETS = ("mnist", "sign_digits64", "blood_cells", "emoji64")
 PRETRAIN_KIMG, KIMG = 64.0, 6.4
 SHOWN = ("recall", "precision", "fid")
+PICTURED = 6
 COMMON: dict[str, Any] = {
     "batch": 64,
     "methods": ("r1(gamma=2.0)", "auxiliary_classifier(weight_d=1.0, weight_g=0.05)"),
@@ -126,6 +130,26 @@ def show(target: str, found: dict[str, Any]) -> None:
     print(f"| random weights | | | | {', '.join(f'{value:.2f}' for value in found['scratch'])} |")
 
 
+def row(images: np.ndarray) -> np.ndarray:
+    """Images side by side, twice as large, with a margin of white."""
+    wide = np.concatenate([*images[:PICTURED, :, :, 0]], axis=1).repeat(2, 0).repeat(2, 1)
+    return np.pad(wide, ((2, 2), (6, 6)), constant_values=255)
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Writes `pictures.png`."""
+    samples = lambda place: row(gantransfer.load(str(place)).sample(PICTURED, seed=0))
+    reals = lambda name: row(open_images(images_of(options, name), resolution=16, channels=1).arrays()[0][::37])
+    blank = np.full_like(reals(TARGETS[0]), 255)
+    runs, first = options.workdir / "runs", options.seeds[0]
+    rows = [[blank, *map(reals, TARGETS)]]
+    for name in (*SOURCES, "scratch"):
+        own = blank if name == "scratch" else samples(options.workdir / "sources" / name)
+        rows.append([own, *(samples(runs / f"{name}-{target}-{first}") for target in TARGETS)])
+    whole = np.concatenate([np.concatenate(parts, axis=1) for parts in rows])
+    Image.fromarray(whole).save(options.workdir / "pictures.png")
+
+
 def main() -> None:
     """Measures what is missing, and prints the tables."""
     options = parse()
@@ -139,6 +163,7 @@ def main() -> None:
     settings |= {"pretrain_kimg": PRETRAIN_KIMG, "kimg": KIMG}
     text = json.dumps({"settings": settings, "targets": results, "mean": overall}, indent=1)
     (options.workdir / "results.json").write_text(text + "\n")
+    draw(options)
 
 
 if __name__ == "__main__":
