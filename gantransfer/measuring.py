@@ -89,26 +89,21 @@ def evaluate(
     use_compile_cache(config.defaults())
     if num_images is not None and num_images < 2:
         raise UserError("--num_images", num_images, "at least 2")
-    judged = request.judged(source) if isinstance(source, str | Path | ImageSet) else None
-    run = source if isinstance(source, Run) else run_at(source) if isinstance(source, str | Path) else None
-    if judged is None:
-        judged = opened(source)
-    alike = isinstance(judged, ImageSet)
+    judged, run = _judged(source)
     if (data is None) == (reference is None):
         raise UserError("--data", data, "reference images, or a file of their statistics by --reference, not both")
     images = read_reference(reference) if data is None else request.reference_for(data, judged)
     draw = request.Draw(seed, truncation, batch_norm, std_max, std_step)
-    if metrics is None and protocol is None and features in QUICKSTART_NETWORKS and not alike:
+    classified = metrics is None and protocol is None and features in QUICKSTART_NETWORKS
+    if classified and not isinstance(judged, ImageSet):
         _check_quickstart(repeats=repeats, labels=labels, reference=reference, write_reference=write_reference)
         _check_quickstart(batch_norm=batch_norm, std_max=std_max, std_step=std_step)
         if train_images is None and run is not None:
             train_images = evaluator.trained_on(run.path, judged).arrays()[0]
         drawn = {"num_images": num_images or 2000, "seed": seed, "truncation": truncation}
         return [evaluator.quickstart_record(judged, images, features, **drawn, train_images=train_images)]
-    trained = None
-    if train is not None:
-        trained = request.reference_for(train, judged)
-    elif run is not None:
+    trained = None if train is None else request.reference_for(train, judged)
+    if train is None and run is not None:
         trained = _trained_on(run, judged, metrics or get_protocol(protocol or "default").metrics, bool(metrics))
     count = len(trained) if trained else None
     plan = make_plan(
@@ -125,10 +120,21 @@ def evaluate(
     )
     records = request.evaluate(judged, images, plan, trained, draw, repeats, weights, how)
     if run is not None:
-        seen = judged.info.images_seen or 0
-        found = [{"images_seen": seen, "kimg": seen / 1000, "asked": True, **line} for line in evaluations(records)]
-        append(run.path / "evaluations.jsonl", found)
+        _keep(run, judged.info.images_seen or 0, records)
     return records
+
+
+def _keep(run: Run, seen: int, records: Sequence[dict[str, Any]]) -> None:
+    """Writes records into a run, apart from those of its training."""
+    found = [{"images_seen": seen, "kimg": seen / 1000, "asked": True, **line} for line in evaluations(records)]
+    append(run.path / "evaluations.jsonl", found)
+
+
+def _judged(source: str | Path | Run | Source | ImageSet) -> tuple[Source | ImageSet, Run | None]:
+    """What is measured, and the run that it is from."""
+    images = request.judged(source) if isinstance(source, str | Path | ImageSet) else None
+    run = source if isinstance(source, Run) else run_at(source) if isinstance(source, str | Path) else None
+    return opened(source) if images is None else images, run
 
 
 def _check_quickstart(**given: Any) -> None:

@@ -2,8 +2,8 @@
 Useful?" (Grigoryev, Voynov, Babenko, ICLR 2022) found it to foretell transfer.
 
 A source is useful where its samples already cover the target: recall is the share of target images inside a ball of at
-least one sample. Recall saturates, and where it was measured here (docs/selection.md) the plain distance and the age of
-a source told more; so those, and whether its discriminator pulls samples towards the target, stand beside it. All
+least one sample. Recall saturates, and between sources of different kinds and ages the plain distance and the age told
+more (docs/selection.md); so those, and whether a discriminator pulls samples towards the target, stand beside it. All
 candidates are measured with as many samples, the same target images, the same network and the same k: recall depends
 strongly on each of them.
 """
