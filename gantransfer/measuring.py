@@ -15,7 +15,7 @@ from gantransfer.data import ImageSet, open_images
 from gantransfer.errors import UserError
 from gantransfer.metrics import request
 from gantransfer.metrics.measure import Surroundings
-from gantransfer.metrics.protocols import get_protocol, make_plan
+from gantransfer.metrics.protocols import Protocol, get_protocol, make_plan
 from gantransfer.metrics.records import append, evaluations
 from gantransfer.metrics.reference_file import read_reference
 from gantransfer.metrics.registry import find
@@ -104,7 +104,7 @@ def evaluate(
         return [evaluator.quickstart_record(judged, images, features, **drawn, train_images=train_images)]
     trained = None if train is None else request.reference_for(train, judged)
     if train is None and run is not None:
-        trained = _trained_on(run, judged, metrics or get_protocol(protocol or "default").metrics, bool(metrics))
+        trained = _trained_on(run, judged, get_protocol(protocol or "default"), metrics)
     count = len(trained) if trained else None
     plan = make_plan(
         protocol or "default", metrics, features, num_images, truncation, count, settings, labels, batch_norm
@@ -144,17 +144,17 @@ def _check_quickstart(**given: Any) -> None:
             raise UserError(f"--{name}", value, "nothing with a classifier alone; name --metrics or a --protocol")
 
 
-def _trained_on(run: Run, source: Source, metrics: Sequence[str], explicit: bool) -> ImageSet | None:
-    """The images that a run was trained on, where they are needed or would add the check for copies; else None."""
-    needed = any(find(name).train for name in metrics)
-    if explicit and not needed:
+def _trained_on(run: Run, source: Source, protocol: Protocol, metrics: Sequence[str] | None) -> ImageSet | None:
+    """The images that a run was trained on, where they are needed or would add numbers; else None."""
+    needed = any(find(name).train for name in metrics or protocol.metrics)
+    if metrics and not needed and not protocol.both_references:
         return None
     try:
         return evaluator.trained_on(run.path, source)
     except UserError as error:
         if needed:
             raise
-        print(f"copies of training images are not looked for: {error}", file=sys.stderr)
+        print(f"samples are not compared with the training images: {error}", file=sys.stderr)
         return None
 
 

@@ -17,8 +17,9 @@ import numpy as np
 from gantransfer import __version__
 from gantransfer.errors import UserError
 from gantransfer.metrics.frechet import Moments
-from gantransfer.metrics.metric import Case, Metric, Value
-from gantransfer.metrics.pictures import QUANTISATION, GeneratedPictures, Pictures, RealPictures, check_sizes
+from gantransfer.metrics.jobs import Job, References, jobs_of, resolved
+from gantransfer.metrics.metric import NOTHING, Case, Value
+from gantransfer.metrics.pictures import QUANTISATION, GeneratedPictures, Pictures, RealPictures
 from gantransfer.metrics.progress import Progress
 from gantransfer.metrics.protocols import Plan
 from gantransfer.metrics.records import Record, over_seeds
@@ -28,17 +29,6 @@ from gantransfer.metrics.statistics import FEATURES, MOMENTS, Parts, Reference, 
 # Words of notes of a set that tell how its pictures were changed when they were opened.
 CHANGES = ("resized", "enlarged", "cut to", "padded", "repeated to three", "turned to grey")
 PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "pillow")
-# What fakes are compared with.
-References = RealPictures | ReferenceFile
-
-
-@dataclass(frozen=True)
-class Job:
-    """One metric of an evaluation: its network's name (None: it needs none) and its settings."""
-
-    metric: Metric
-    network: str | None
-    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,49 +51,6 @@ class Surroundings:
     folder: Path | None = None
     quiet: bool = False
     write_reference: Path | None = None
-
-
-def jobs_of(plan: Plan, fake: Pictures, real: References, train: Pictures | None) -> list[Job]:
-    """The metrics of a plan with their settings.
-
-    Raises:
-      UserError: for a metric that the two sides are too few, or otherwise not made, for.
-    """
-    pictured = isinstance(real, RealPictures)
-    if pictured:
-        check_sizes(fake, real)
-    jobs = []
-    for metric in plan.metrics:
-        settings, name = plan.protocol.settings_of(metric), metric.name
-        least = metric.least_images(settings)
-        if not pictured and (metric.needs_real or metric.labels) and not metric.of_moments:
-            raise UserError("--metrics", name, "with --reference what needs no more of real images: fid and fd_NETWORK")
-        judged = [("generated", fake)] + ([("real", real)] if metric.needs_real and pictured else [])
-        for kind, side in judged:
-            if len(side) < least:
-                value = f"{len(side)} {kind} images ({side.name})"
-                raise UserError(name, value, f"at least {least} for this metric")
-        if metric.train and (train is None or len(train) < 2):
-            value = "unknown" if train is None else f"{len(train)} training images"
-            raise UserError(name, value, "at least 2 images that the generator was trained on: a run, or --train DATA")
-        if metric.train:
-            check_sizes(fake, train)
-        if metric.labels:
-            _check_classes(name, fake, real)
-        if metric.generator and not isinstance(fake, GeneratedPictures):
-            raise UserError(name, fake.name, "a source that generates, not pictures of one")
-        jobs.append(Job(metric, plan.network_of(metric) if metric.needs_network else None, settings))
-    return jobs
-
-
-def _check_classes(name: str, fake: Pictures, real: Pictures) -> None:
-    ours, theirs = set(fake.labels.tolist()), set(real.labels.tolist())
-    if len(ours | theirs) < 2:
-        raise UserError(name, "one class", "labelled images: a folder for each class, or class names in the files")
-    if ours != theirs:
-        missing = sorted(ours ^ theirs)
-        told = ", ".join(f"{c} ({'generated' if c in theirs else 'real'})" for c in missing[:5])
-        raise UserError(name, f"{len(missing)} classes without images on one side: {told}", "the same classes on both")
 
 
 def measure(
@@ -162,8 +109,9 @@ def measure(
         for job in jobs:
             # Pictures are of the first seed.
             case = _case(plan, job, networks, sides, (side, real, train), seed + number, None if number else how.folder)
-            values, own = job.metric.compute(case), _own(job, networks.get(job.network), case.real, real)
-            records += [_record(value, plan.protocol.suffix) | shared | own for value in values]
+            values = job.metric.compute(case)
+            own = _own(job, networks.get(job.network), case.real, train if job.by_train else real)
+            records += [_record(value, plan.protocol.suffix + job.suffix) | shared | own for value in values]
         runs.append(records)
     for parts in kept:
         parts.clear()
@@ -225,11 +173,12 @@ def _case(
 ) -> Case:
     """What a metric is computed of."""
     fake, real, train = pictures
-    network = networks.get(job.network)
+    network, side = networks.get(job.network), sides["train" if job.by_train else "real"]
+    real = train if job.by_train else real
     if isinstance(real, ReferenceFile):
         found = Statistics(real.count or COUNT_UNKNOWN, real.moments(job.settings.get("ddof", 1)))
     else:
-        found = _one_side(sides["real"], job.network, plan.protocol.most_real.get(job.metric.name), len(real))
+        found = _one_side(side, job.network, plan.protocol.most_real.get(job.metric.name), len(real))
     return Case(
         real=found,
         fake=_one_side(sides["fake"], job.network, None, len(fake)),
@@ -246,7 +195,7 @@ def _case(
 
 
 def _own(job: Job, network: Any, found: Statistics, real: References) -> Record:
-    """What the numbers of one metric were measured under."""
+    """What the numbers of one metric were measured under; of those by the training images also which these are."""
     count = real.count if isinstance(real, ReferenceFile) else found.count
     return {
         "n_real": count if job.metric.needs_real else None,
@@ -255,34 +204,8 @@ def _own(job: Job, network: Any, found: Statistics, real: References) -> Record:
         "pipeline": network and network.info.get("preprocessing"),
         "divisor": {1: "n - 1", 0: "n"}.get(job.settings.get("ddof", -1)),
         "settings": dict(job.settings),
+        **(_about_real(real) if job.by_train else {}),
     }
-
-
-def resolved(plan: Plan, jobs: Sequence[Job], networks: Mapping[str, Any]) -> list[Job]:
-    """The jobs with the outputs that their networks have; `UserError` where they lack what is needed."""
-    chosen = plan.overrides.get("settings", {})
-    return [_with_outputs(job, networks.get(job.network), f"{job.metric.name}.output" in chosen) for job in jobs]
-
-
-def _with_outputs(job: Job, network: Any, insisted: bool) -> Job:
-    """The job with the outputs that the network has, in place of those that only the protocol's own has.
-
-    Raises:
-      UserError: where it has no logits and the metric needs them, or not the output that the user insists on.
-    """
-    settings = dict(job.settings)
-    if network is None:
-        return job
-    if settings.get("output", FEATURES) not in (FEATURES, *network.outputs):
-        if insisted:
-            raise UserError(f"{job.metric.name}.output", settings["output"], ", ".join((FEATURES, *network.outputs)))
-        settings["output"] = FEATURES
-    if "logits" in job.metric.fake and settings.get("logits", "logits") not in network.outputs:
-        if "logits" not in network.outputs:
-            value = f"{network.name} gives {', '.join(network.outputs)}"
-            raise UserError(job.metric.name, value, "a network with logits")
-        settings["logits"] = "logits"
-    return Job(job.metric, job.network, settings)
 
 
 def _pass(
@@ -301,8 +224,9 @@ def _pass(
 
     wants: dict[str, frozenset[str]] = {}
     for job in jobs:
-        train = frozenset({FEATURES}) if job.metric.train else frozenset()
-        own = {"real": job.metric.real, "fake": job.metric.fake, "train": train}[side]
+        train = (job.metric.real if job.by_train else set()) | ({FEATURES} if job.metric.train else set())
+        real = NOTHING if job.by_train else job.metric.real
+        own = {"real": real, "fake": job.metric.fake, "train": train}[side]
         kinds = {_kind(kind, job.settings) for kind in own}
         if kinds and job.network is not None:
             wants[job.network] = wants.get(job.network, frozenset()) | kinds

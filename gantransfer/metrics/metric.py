@@ -78,6 +78,8 @@ class Metric:
       least: fewest pictures of each side: a number, or the name of a setting that it must exceed.
       labels: whether both sides need the same classes.
       train: whether it needs the images that were trained on.
+      most_train: how many of these it is made for; None: any number.
+      maps: whether it compares maps of the network's stages, which not every network has.
       generator: whether it needs a generator, not pictures of one.
       pictures: whether it looks at the real pictures themselves.
       named: names of its numbers under some settings on a network, where they depend on these; None: `makes`.
@@ -98,6 +100,8 @@ class Metric:
     least: int | str = 2
     labels: bool = False
     train: bool = False
+    most_train: int | None = None
+    maps: bool = False
     generator: bool = False
     pictures: bool = False
     named: Callable[[str, Mapping[str, Any], str | None], str] | None = None

@@ -26,8 +26,6 @@ from gantransfer.pretrained.source import in_batches, latents
 
 LEAST_SIZE_PX = 64
 NO_HEADS = "none"
-# Each sample is compared with every training image.
-MOST_CLUSTERS = 100
 SAMPLINGS = ("end", "full")
 
 
@@ -116,8 +114,6 @@ def intra_cluster(case: Case) -> dict[str, float | int]:
     """Mean distance inside clusters of samples with one nearest training image."""
     settings, train = case.settings, case.train_pictures
     clusters = len(train)
-    if clusters > MOST_CLUSTERS:
-        raise UserError("intra_lpips", f"{clusters} training images", f"at most {MOST_CLUSTERS}: it is made for few")
     compare = Comparer(case.network, settings["size"], settings["heads"])
     centres = train.read(np.arange(clusters))
     count = min(settings["samples"], len(case.fake_pictures))

@@ -46,6 +46,8 @@ class Protocol:
       settings: by metric, where they differ from the metric's own.
       mirror_real: whether mirror images of reals count as reals.
       most_real: by metric, how many real images count at most; the first ones.
+      both_references: whether what is compared with real images is compared with the training images too, where those
+        are others.
       suffix: added to the names of numbers that must not be taken for others'.
     """
 
@@ -60,6 +62,7 @@ class Protocol:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     mirror_real: bool = False
     most_real: Mapping[str, int] = field(default_factory=dict)
+    both_references: bool = False
     suffix: str = ""
 
     def num_images(self, real: int) -> int:
@@ -121,8 +124,9 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             name="fewshot",
             about="few-shot transfer: 5,000 samples against few images; memorisation beside every distance",
-            metrics=("fid", "fid_nvidia", "kid_full", "memorisation", "prdc"),
+            metrics=("fid", "fid_nvidia", "kid_full", "intra_lpips", "memorisation", "prdc"),
             count=5_000,
+            both_references=True,
         ),
         Protocol(
             name="fd_dinov2",
@@ -196,7 +200,7 @@ def make_plan(
       metrics: by name; None: the protocol's, and the memorisation check where there are fewer than 1,000 training
         images.
       features: one network for all metrics, instead of those of the protocol; of these, what is made of another network
-        by its name is left out then.
+        is left out then: by its name, or since it compares maps.
       num_images: generated images, instead of the protocol's number.
       truncation: of the samples; published numbers take 1.
       training_images: how many the generator was trained on; None: not known.
@@ -212,7 +216,7 @@ def make_plan(
     if not metrics:
         if training_images is not None and training_images < FEW_SHOT and find("memorisation") not in found:
             found.append(find("memorisation"))
-        found = [metric for metric in found if features is None or not metric.tied or _is(features, metric.network)]
+        found = [metric for metric in found if _suits(metric, features, training_images)]
     asked = {"network": features, "num_images": num_images, "labels": labels, "batch_norm": batch_norm}
     overrides: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if num_images is not None:
@@ -227,6 +231,13 @@ def make_plan(
         named = _changed(named, found, settings)
         overrides["settings"] = {name: literal(value) for name, value in settings.items()}
     return Plan(named, tuple(found), overrides)
+
+
+def _suits(metric: Metric, features: str | None, training_images: int | None) -> bool:
+    """Whether a metric of a protocol is measured on the network asked for, of a generator of so many images."""
+    if metric.most_train is not None and training_images is not None and training_images > metric.most_train:
+        return False
+    return features is None or not (metric.tied or metric.maps) or _is(features, str(metric.network))
 
 
 def _changed(protocol: Protocol, metrics: Sequence[Metric], settings: Mapping[str, Any]) -> Protocol:

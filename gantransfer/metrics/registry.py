@@ -362,6 +362,7 @@ def _vendi(case: Case) -> list[Value]:
     paper="Zhang et al. 2018",
     better="higher",
     network="vgg16",
+    maps=True,
     settings={"pairs": 1000, "size": 256, "heads": None},
 )
 def _lpips_diversity(case: Case) -> list[Value]:
@@ -379,6 +380,9 @@ def _lpips_diversity(case: Case) -> list[Value]:
     better="higher",
     network="vgg16",
     train=True,
+    # Each sample is compared with every training image.
+    most_train=100,
+    maps=True,
     settings={"samples": 5000, "limit": 50, "size": 256, "heads": None},
 )
 def _intra_lpips(case: Case) -> list[Value]:
@@ -395,6 +399,7 @@ def _intra_lpips(case: Case) -> list[Value]:
     paper="Karras et al. 2019",
     better="lower",
     network="vgg16",
+    maps=True,
     generator=True,
     settings={"pairs": 50_000, "space": "w", "sampling": "end", "crop": False, "epsilon": 1e-4, "heads": None},
 )

@@ -14,7 +14,8 @@ from gantransfer.data import ImageSet, choose, open_images
 from gantransfer.data.builtin import is_builtin
 from gantransfer.errors import UserError
 from gantransfer.metrics.batch_norm import choose_batch_norm
-from gantransfer.metrics.measure import References, Surroundings, measure
+from gantransfer.metrics.jobs import References
+from gantransfer.metrics.measure import Surroundings, measure
 from gantransfer.metrics.pictures import GeneratedPictures, Pictures, RealPictures
 from gantransfer.metrics.protocols import MOST_DEFAULT, Plan
 from gantransfer.metrics.records import Record

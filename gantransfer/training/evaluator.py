@@ -22,7 +22,8 @@ from gantransfer.data.image_set import ImageSet
 from gantransfer.data.sources import open_images
 from gantransfer.errors import UserError, one_of
 from gantransfer.features import FeatureNetwork
-from gantransfer.metrics.measure import Surroundings, jobs_of, measure, resolved
+from gantransfer.metrics.jobs import jobs_of, resolved
+from gantransfer.metrics.measure import Surroundings, measure
 from gantransfer.metrics.pictures import RealPictures
 from gantransfer.metrics.protocols import get_protocol, make_plan
 from gantransfer.metrics.records import Record, evaluations
@@ -132,7 +133,7 @@ class ByProtocol:
         jobs = jobs_of(self.plan, fake, real, self.train)
         networks = {job.network: self.load(job.network) for job in jobs if job.network is not None}
         self.directions: Mapping[str, bool] = {
-            name + suffix: job.metric.better == "lower"
+            name + suffix + job.suffix: job.metric.better == "lower"
             for job in resolved(self.plan, jobs, networks)
             for name in job.metric.names(job.settings, job.network)
         }

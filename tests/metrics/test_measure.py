@@ -9,7 +9,8 @@ import pytest
 
 from gantransfer.errors import UserError
 from gantransfer.metrics import registry, statistics
-from gantransfer.metrics.measure import Surroundings, jobs_of, measure
+from gantransfer.metrics.jobs import jobs_of
+from gantransfer.metrics.measure import Surroundings, measure
 from gantransfer.metrics.pictures import GeneratedPictures, RealPictures
 from gantransfer.metrics.protocols import PROTOCOLS, get_protocol, make_plan, summary
 from gantransfer.metrics.records import (
@@ -254,6 +255,40 @@ def test_few_shot_numbers_have_both_pixel_pipelines_beside_each_other(monkeypatc
     assert random.network_of(registry.find("fid_nvidia")) == "random:fid_inception@legacy_tensorflow"
     asked = make_plan("fewshot", ["fid_nvidia"], "projection")
     assert asked.network_of(asked.metrics[0]) == "fid_inception@legacy_tensorflow"
+
+
+def test_few_shot_numbers_have_a_second_column_against_the_training_images(real):
+    """A copier is perfect beside what it copies, and is not beside images that it never saw."""
+    train = RealPictures(image_set(40, seed=8))
+    copies = RealPictures(image_set(40, seed=8, name="copies"))
+    given = {"train": train, "protocol": "fewshot"}
+    found = measured(copies, real, ("fid", "prdc", "inception_score"), **given)
+    assert list(found) == [
+        *("fid", "fid_train", "precision", "recall", "density", "coverage"),
+        *("precision_train", "recall_train", "density_train", "coverage_train", "inception_score"),
+    ]
+    assert found["fid_train"]["value"] == pytest.approx(0, abs=1e-9) and found["fid"]["value"] > 0.01
+    assert found["coverage_train"]["value"] == 1 > found["coverage"]["value"]
+    # Each number says what it was compared with, and stands beside the number of an evaluation against that alone.
+    alone = measured(copies, train, ("fid",), **given)
+    assert list(alone) == ["fid"] and alone["fid"]["value"] == found["fid_train"]["value"]
+    about = [(r["n_real"], r["real_fingerprint"]) for r in (found["fid"], found["fid_train"])]
+    assert about == [(120, real.images.fingerprint), (40, train.images.fingerprint)]
+    lines = evaluations(list(found.values()))
+    assert [len({name.endswith("_train") for name in line["metrics"]}) for line in lines] == [1] * 5
+    assert "fid_train" not in measured(copies, real, ("fid",), train=train)
+    assert "fid_train" not in measured(copies, real, ("fid",), protocol="fewshot")
+    few = RealPictures(image_set(4, seed=8))
+    with pytest.raises(UserError, match="prdc: '4 real images.*at least 6"):
+        measured(copies, real, ("prdc",), train=few, protocol="fewshot")
+
+
+def test_few_shot_diversity_is_measured_where_it_is_made_for():
+    names = lambda **given: [metric.name for metric in make_plan("fewshot", **given).metrics]
+    assert "intra_lpips" in names() and "intra_lpips" in names(training_images=100)
+    assert "intra_lpips" in names(features="vgg16") and "intra_lpips" not in names(features="projection")
+    assert "intra_lpips" not in names(training_images=101)
+    assert "intra_lpips" in names(metrics=["intra_lpips"], training_images=101)
 
 
 def test_cmmd_is_of_the_large_network_unless_its_name_says_otherwise():

@@ -178,7 +178,7 @@ def test_a_run_keeps_what_is_measured_of_it_beside_its_own_evaluations(whole_dot
     given = {"features": "projection", "num_images": 30}
     assert api.evaluate(run, dots, metrics=["fid"], **given)[0]["value"] == records[0]["value"]
     api.evaluate(run, dots, protocol="clean", **given)
-    assert "copies of training images are not looked for" in capsys.readouterr().err
+    assert "samples are not compared with the training images" in capsys.readouterr().err
     with pytest.raises(UserError, match="these are others"):
         api.evaluate(run, dots, metrics=["memorisation"], **given)
     assert [row["metric"] for row in lines_of(capsys, "compare", run, run)][:1] == ["fid"]
