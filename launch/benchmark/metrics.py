@@ -5,8 +5,8 @@
 `--peer-python` is a Python with NumPy, SciPy and, for precision and recall, the package `prdc`; without it this one is
 used, and what it lacks is left out. Each side is a process of its own; both get the same stored arrays.
 
-- `frechet`: from two arrays of features to the distance. The peer is the usual route: `np.cov` of both, and
-  `scipy.linalg.sqrtm` of their product.
+- `frechet`: from two float32 arrays of features to the distance, in float64. The peer is the usual route: `np.cov` of
+  both, and `scipy.linalg.sqrtm` of their product.
 - `prdc`: precision, recall, density and coverage, k = 5. The peer is the package `prdc`.
 """
 
@@ -56,7 +56,7 @@ def our_work() -> dict[str, Any]:
     from gantransfer.metrics import frechet_distance, precision_recall_density_coverage
 
     return {
-        "frechet": lambda a, b: [frechet_distance(a.astype(np.float64), b.astype(np.float64))],
+        "frechet": lambda a, b: [frechet_distance(a, b)],
         "prdc": lambda a, b: list(precision_recall_density_coverage(a, b, NEIGHBOUR).values()),
     }
 
@@ -66,8 +66,7 @@ def peer_work() -> dict[str, Any]:
     from scipy import linalg
 
     def frechet(a: np.ndarray, b: np.ndarray) -> list[float]:
-        a, b = a.astype(np.float64), b.astype(np.float64)
-        shift = a.mean(axis=0) - b.mean(axis=0)
+        shift = a.mean(axis=0, dtype=np.float64) - b.mean(axis=0, dtype=np.float64)
         first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
         root = linalg.sqrtm(first @ second)
         return [float(shift @ shift + np.trace(first) + np.trace(second) - 2 * np.trace(root).real)]

@@ -1,0 +1,61 @@
+"""All eigenvalues of a symmetric matrix, without vectors, in half of the time of LAPACK's usual routine.
+
+The usual routine makes three diagonals of the matrix, one column at a time: half of its arithmetic are products of the
+whole matrix with a vector, which wait for memory. Here whole panels are turned at once, by products of matrices, until
+a band is left, and LAPACK takes the eigenvalues of the band (Bischof, Lang, Sun 2000). LAPACK has such a routine too,
+but SciPy does not hand it out.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+# Diagonals beside the main one: wider panels are turned faster, but then the band takes longer; least at 2048 columns.
+BAND = 48
+
+
+def symmetric_eigenvalues(matrix: Float[np.ndarray, "d d"], band: int = BAND) -> Float[np.ndarray, " d"]:
+    """Eigenvalues of a symmetric matrix, ascending, as exact as LAPACK's (backward stable).
+
+    Args:
+      matrix: float64 and finite; only the lower triangle is read.
+      band: how many diagonals to stop at.
+    """
+    from scipy.linalg import eig_banded
+
+    return eig_banded(_banded(matrix, band), lower=True, eigvals_only=True, check_finite=False)
+
+
+def _banded(matrix: Float[np.ndarray, "d d"], band: int) -> Float[np.ndarray, "_ d"]:
+    """The lower diagonals of a banded matrix with the same eigenvalues; row i is the i-th below the main one.
+
+    A panel's part below the band is made triangular by Q = I - V T V', and what is right of it becomes Q' A Q.
+    """
+    from scipy.linalg.blas import dsymm, dsyr2k
+    from scipy.linalg.lapack import dgeqrf
+
+    diagonals = np.zeros((band + 1, len(matrix)))
+    rest = np.asfortranarray(matrix)
+    for start in range(0, len(matrix) - band - 1, band):
+        below = len(rest) - band
+        panel, scales, _, _ = dgeqrf(rest[band:, :band])
+        count = min(band, below)
+        _store(diagonals[:, start:], np.vstack([rest[:band, :band], np.triu(panel[:count])]))
+        vectors = panel[:, :count]
+        vectors[:count] = np.tril(vectors[:count], -1) + np.eye(count)
+        # A column that was in order already is not reflected.
+        vectors[:, scales == 0] = 0
+        scales[scales == 0] = 1
+        factor = np.linalg.inv(np.triu(vectors.T @ vectors, 1) + np.diag(1 / scales))
+        rest = np.asfortranarray(rest[band:, band:])
+        product = dsymm(1.0, rest, vectors, lower=1) @ factor
+        product -= 0.5 * vectors @ (factor.T @ (vectors.T @ product))
+        rest = dsyr2k(-1.0, vectors, product, beta=1.0, c=rest, lower=1, overwrite_c=1)
+    _store(diagonals[:, len(matrix) - len(rest) :], rest)
+    return diagonals
+
+
+def _store(diagonals: Float[np.ndarray, "b _"], columns: Float[np.ndarray, "_ c"]) -> None:
+    """Writes columns of a banded matrix, from the main diagonal downwards, into its diagonals."""
+    for number in range(columns.shape[1]):
+        column = columns[number : number + len(diagonals), number]
+        diagonals[: len(column), number] = column
