@@ -133,15 +133,13 @@ def recorded_draws(recipe, fixture, config):
     return draws_d, Draw(None, None, jnp.asarray(z[first:]), jnp.asarray(y[first:]), keys)
 
 
-def nearest_run(run, draws_d, draw_g, fixture):
-    """The run that is nearest to the reference, of one on its draws and some on draws that differ from them by a
-    rounding error.
+def nearest_run(run, draws_d, draw_g, expected, near):
+    """The first run that comes `near` the reference in one leaf, else the nearest of eight: one on its draws, seven on
+    draws that differ from them by a rounding error.
 
     A unit of the recorded iteration on cifar32 is within a rounding error of where its ReLU bends, which decides on a
-    few per
-    cent of an update of the first layers: about half of all equal programs go the other way there. A wrong program gets
-      near
-    to no recorded entry by such means.
+    few per cent of an update of the first layers: about half of all equal programs go the other way there. A wrong
+    program gets near to no recorded entry by such means.
     """
     numbers = np.random.default_rng(0)
 
@@ -152,9 +150,11 @@ def nearest_run(run, draws_d, draw_g, fixture):
     for _ in range(8):
         after, metrics = run(draws_d, draw_g)
         moved = biggan_weights.to_reference("generator", {"params": after.generator.trained})
-        apart = np.abs(moved["linear.weight"] - fixture["after/G/linear.weight"]).max()
+        apart = np.abs(moved["linear.weight"] - expected).max()
         if nearest is None or apart < nearest[0]:
             nearest = apart, after, metrics
+        if apart <= near:
+            break
         draws_d, draw_g = draws_d._replace(z=rounded(draws_d.z)), draw_g._replace(z=rounded(draw_g.z))
     return nearest[1:]
 
@@ -166,16 +166,18 @@ def iteration(request, shared):
         recipe, options, state, held = build(config, weights)
         draws_d, draw_g = recorded_draws(recipe, fixture, config)
         run = partial(jax.jit(partial(iterate, recipe, recipe.due(0))), state, held)
-        after, metrics = nearest_run(run, draws_d, draw_g, fixture)
+        before = {
+            role: biggan_weights.to_reference(role, {"params": moving.trained, **moving.stats})
+            for role, moving in (("generator", state.generator), ("discriminator", state.discriminator))
+        }
+        expected = fixture["after/G/linear.weight"]
+        update = np.abs(expected - before["generator"]["linear.weight"]).max()
+        after, metrics = nearest_run(run, draws_d, draw_g, expected, 1e-3 * update)
     result = {
         role: biggan_weights.to_reference(role, {"params": moving.trained, **moving.stats})
         for role, moving in (("generator", after.generator), ("discriminator", after.discriminator))
     }
     result["ema"] = biggan_weights.to_reference("generator", {"params": after.ema.trained, **after.ema.stats})
-    before = {
-        role: biggan_weights.to_reference(role, {"params": moving.trained, **moving.stats})
-        for role, moving in (("generator", state.generator), ("discriminator", state.discriminator))
-    }
     return config, fixture, deviation, before, result, metrics, after
 
 
