@@ -32,14 +32,19 @@ EQUAL = {"frechet": 1e-6, "prdc": 1e-4}
 GOAL = {"frechet": 5.0, "prdc": 3.0}
 
 
-def activations(count: int, width: int, seed: int, shift: float) -> np.ndarray:
-    """Float32 features like those of a pooled network: not negative, correlated, of few strong directions."""
+def activations(count: int, width: int, seed: int, shift: float, power: float = 0.5) -> np.ndarray:
+    """Float32 features like those of a pooled network: not negative, correlated, deviations decaying by a power."""
     rng = np.random.Generator(np.random.PCG64(seed))
     # Both sets share their directions.
     shared = np.random.Generator(np.random.PCG64(12345))
-    mix = shared.standard_normal((width, width)) * (1.0 + np.arange(width))[:, None] ** -0.5
+    mix = shared.standard_normal((width, width)) * (1.0 + np.arange(width))[:, None] ** -power
     rows = [rng.standard_normal((min(1000, count - i), width)) @ mix + shift for i in range(0, count, 1000)]
     return np.maximum(np.concatenate(rows), 0).astype(np.float32)
+
+
+def decaying(count: int, width: int, seed: int, shift: float) -> np.ndarray:
+    """The same with few strong directions and many weak ones, which ask more of a distance's numerics."""
+    return activations(count, width, seed, shift, power=1.5)
 
 
 def normal(count: int, width: int, seed: int, shift: float) -> np.ndarray:
@@ -48,7 +53,7 @@ def normal(count: int, width: int, seed: int, shift: float) -> np.ndarray:
     return (rng.standard_normal((count, width)) * (1 + shift)).astype(np.float32)
 
 
-KINDS = {"activations": activations, "normal": normal}
+KINDS = {"activations": activations, "decaying": decaying, "normal": normal}
 
 
 def our_work() -> dict[str, Any]:
