@@ -132,7 +132,8 @@ def finetune(
         # Asked again under the lock: another process may have begun the run meanwhile.
         if _has_begun(place):
             fixed = {name for name, field in fields.FIELDS.items() if field.fixed} | {"model"}
-            folder.compare_config(fields.to_json(resolved), fixed)
+            defaults = {name: field.default for name, field in fields.FIELDS.items()}
+            folder.compare_config(fields.to_json(resolved), fixed, defaults)
             task = resumed_task(resolved, folder)
             measured = evaluator.make_evaluator(task)
         else:

@@ -84,19 +84,22 @@ class RunFolder:
         path = self.path / name
         return read_run_json(path) if path.exists() else None
 
-    def compare_config(self, new: Mapping[str, Any], fixed: Iterable[str]) -> None:
+    def compare_config(
+        self, new: Mapping[str, Any], fixed: Iterable[str], defaults: Mapping[str, Any] | None = None
+    ) -> None:
         """Stores the settings of a new run; of a resumed one refuses changes that would make another run of it.
 
         Args:
           new: nested settings, JSON values.
           fixed: dotted names or prefixes (`"seed"`, `"model."`) that may not change. Other changes are said and stored.
+          defaults: by dotted name, what a run went by that was started before the setting existed.
 
         Raises:
           UserError: lists what changed among the fixed, old -> new.
         """
         old = self.read_json("config.json")
         if old is not None:
-            changes = _changes(old, new)
+            changes = _changes(old, new, defaults)
             fixed = tuple(fixed)
             refused = [line for name, line in changes.items() if _is_under(name, fixed)]
             if refused:
@@ -341,9 +344,13 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.removesuffix("."): value}
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """`{dotted name: "name: old -> new"}` of what differs once both are JSON."""
+def _changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """`{dotted name: "name: old -> new"}` of what differs once both are JSON; what only `new` has was the default."""
     before, after = _flat(old), _flat(json.loads(json.dumps(new)))
+    known = json.loads(json.dumps(dict(defaults or {})))
+    before |= {name: known[name] for name in after.keys() & known.keys() if name not in before}
 
     def text(side: dict[str, Any], name: str) -> str:
         return json.dumps(side[name]) if name in side else "not set"

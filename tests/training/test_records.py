@@ -189,6 +189,14 @@ def test_changed_settings_of_another_run_are_refused_old_and_new(run):
     assert run.read_json("config.json")["kimg"] == 1.0
 
 
+def test_a_setting_that_is_newer_than_the_run_was_at_its_default(run):
+    run.compare_config({"seed": 0, "run": {}}, FIXED)
+    run.compare_config({"seed": 0, "run": {}, "batch": 8}, FIXED, {"batch": 8})
+    assert run.read_json("config.json")["batch"] == 8
+    with pytest.raises(UserError, match="model.depth: 2 -> 3"):
+        run.compare_config({"seed": 0, "run": {}, "batch": 8, "model": {"depth": 3}}, FIXED, {"model.depth": 2})
+
+
 def test_changed_budget_and_reports_are_accepted_and_said(run, capsys):
     config = {"seed": 0, "seedling": 1, "kimg": 1.0, "run": {"keep": 2}}
     run.compare_config(config, FIXED)
