@@ -114,6 +114,11 @@ def test_a_longer_budget_goes_on_and_is_said(dots, tmp_path, capsys):
     settings = {**rig.TOY, "kimg": 0.016, "run.tick_kimg": 0.016}
     assert rig.finetune(tmp_path / "run", dots, settings) == 0
     capsys.readouterr()
+    # As a run that was started before these settings existed.
+    stored = tmp_path / "run" / "config.json"
+    config = json.loads(stored.read_text())
+    del config["transfer"]["warmup_gap"], config["evaluate"]
+    stored.write_text(json.dumps(config))
     assert rig.finetune(tmp_path / "run", dots, {**settings, "kimg": 0.032, "run.keep": 3}) == 0
     said = capsys.readouterr().err
     assert "changed since the run was started: kimg: 0.016 -> 0.032" in said and "run.keep: 2 -> 3" in said
