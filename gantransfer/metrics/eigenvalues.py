@@ -33,9 +33,12 @@ def _banded(matrix: Float[np.ndarray, "d d"], band: int) -> Float[np.ndarray, "_
     from scipy.linalg.blas import dsymm, dsyr2k
     from scipy.linalg.lapack import dgeqrf
 
-    diagonals = np.zeros((band + 1, len(matrix)))
-    rest = np.asfortranarray(matrix)
-    for start in range(0, len(matrix) - band - 1, band):
+    size = len(matrix)
+    diagonals = np.zeros((band + 1, size))
+    # What is left of the matrix moves between two places in memory: a new one for each panel would have to be cleared.
+    places = [np.empty(size * size), np.empty(max(0, size - band) ** 2)]
+    rest = _moved(matrix, places[0])
+    for number, start in enumerate(range(0, size - band - 1, band)):
         below = len(rest) - band
         panel, scales, _, _ = dgeqrf(rest[band:, :band])
         count = min(band, below)
@@ -46,12 +49,19 @@ def _banded(matrix: Float[np.ndarray, "d d"], band: int) -> Float[np.ndarray, "_
         vectors[:, scales == 0] = 0
         scales[scales == 0] = 1
         factor = np.linalg.inv(np.triu(vectors.T @ vectors, 1) + np.diag(1 / scales))
-        rest = np.asfortranarray(rest[band:, band:])
+        rest = _moved(rest[band:, band:], places[(number + 1) % 2])
         product = dsymm(1.0, rest, vectors, lower=1) @ factor
         product -= 0.5 * vectors @ (factor.T @ (vectors.T @ product))
         rest = dsyr2k(-1.0, vectors, product, beta=1.0, c=rest, lower=1, overwrite_c=1)
-    _store(diagonals[:, len(matrix) - len(rest) :], rest)
+    _store(diagonals[:, size - len(rest) :], rest)
     return diagonals
+
+
+def _moved(matrix: Float[np.ndarray, "d d"], place: Float[np.ndarray, " _"]) -> Float[np.ndarray, "d d"]:
+    """The matrix at another place, column by column as LAPACK wants it."""
+    moved = place[: matrix.size].reshape(matrix.shape, order="F")
+    moved[:] = matrix
+    return moved
 
 
 def _store(diagonals: Float[np.ndarray, "b _"], columns: Float[np.ndarray, "_ c"]) -> None:

@@ -159,7 +159,7 @@ def _root_trace(a: Float[np.ndarray, "d d"], b: Float[np.ndarray, "d d"]) -> tup
     # Whole rows first: picking single numbers takes six times as long.
     a = a.take(pivots - 1, axis=0).take(pivots - 1, axis=1).T
     if rank == len(b):
-        product, _ = dsygst(a, lower, itype=2, lower=1)
+        product, _ = dsygst(a, lower, itype=2, lower=1, overwrite_a=1)
     else:
         factor = np.tril(lower)[:, :rank]
         product = factor.T @ a @ factor
