@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gantransfer.models.layers import settled
+
 HIGHEST = jax.lax.Precision.HIGHEST
 Pair = tuple[int, int]
 Padding = Sequence[Pair]
@@ -245,7 +247,7 @@ def mean_pool_3x3(x: Float[Array, "n h w c"], *, count_padding: bool) -> Float[A
 
 def spatial_mean(x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
     """Mean over pixels."""
-    return jnp.mean(x, axis=(1, 2))
+    return jnp.mean(settled(x), axis=(1, 2))
 
 
 def flatten(x: Float[Array, "n h w c"]) -> Float[Array, "n _d"]:

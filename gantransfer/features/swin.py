@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from gantransfer.errors import UserError
-from gantransfer.features.layers import Taps
+from gantransfer.features.layers import Taps, spatial_mean
 from gantransfer.features.network import IMAGENET, Architecture, Input
 from gantransfer.features.published import BSD3, MIT, Weights
 from gantransfer.features.state_dicts import Shapes, State
@@ -56,7 +56,7 @@ class SwinTransformer(Transformer):
             taps(f"layers.{stage}", _tokens(x))
         x = taps("map", self.layer_norm(x, self.final_norm, EPS))
         taps(self.final_norm, _tokens(x))
-        x = taps("pool", x.mean(axis=(1, 2)))
+        x = taps("pool", spatial_mean(x))
         if self.classes:
             taps("logits", self.linear(x, "head", self.classes))
         return taps.found

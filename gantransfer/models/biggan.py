@@ -32,6 +32,7 @@ from gantransfer.models.layers import (
     NormRule,
     Recipe,
     SpectralNorm,
+    settled,
 )
 from gantransfer.models.options import complete
 
@@ -222,7 +223,7 @@ class Discriminator(nn.Module):
             if i in self.attention:
                 x = Attention(self.recipe, name=f"attn_{i}")(x)
             stages[f"b{size}"] = x
-        features = stages["pooled"] = self.pool_scale * nn.relu(x.astype(jnp.float32)).sum((1, 2))
+        features = stages["pooled"] = self.pool_scale * nn.relu(settled(x).astype(jnp.float32)).sum((1, 2))
         scale = self.class_head_scale if self.has_class_head else None
         logits, classes = judge(self, features, c, self.recipe, self.projection_std, self.num_classes, scale)
         return Judgement(logits, wanted(stages, want), classes)

@@ -38,6 +38,7 @@ from gantransfer.models.layers import (
     Dense,
     NormRule,
     Recipe,
+    settled,
 )
 from gantransfer.models.options import complete
 
@@ -213,7 +214,7 @@ class Discriminator(nn.Module):
             if i in self.attention:
                 x = Attention(self.recipe, name=f"attn_{i}")(x)
             stages[f"b{size}"] = x
-        features = stages["pooled"] = nn.relu(x.astype(jnp.float32)).sum((1, 2))
+        features = stages["pooled"] = nn.relu(settled(x).astype(jnp.float32)).sum((1, 2))
         scale = 1.0 if self.has_class_head else None
         logits, classes = judge(self, features, c, self.recipe, _PROJECTION_STD, self.num_classes, scale)
         return Judgement(logits, wanted(stages, want), classes)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from gantransfer.errors import UserError, one_of
 from gantransfer.models import convolution
 from gantransfer.models.family import ClassRows, Family, Judgement, Labels, Networks, Option, Picture, Role, wanted
-from gantransfer.models.layers import INITS, BatchNorm, ClassTable, Conv, Dense, NormRule, Recipe
+from gantransfer.models.layers import INITS, BatchNorm, ClassTable, Conv, Dense, NormRule, Recipe, settled
 from gantransfer.models.options import complete, numbers
 
 # Steps of a generator by name: the operation, the side of its kernel, and what it does to the size.
@@ -171,7 +171,7 @@ class Discriminator(nn.Module):
             )
             x = stages[f"b{size}"] = block(x, train or self.batch_statistics)
         # The heads work in float32 whatever the convolutions' precision: losses read them directly.
-        exact, x = Recipe(self.recipe.spectral, self.recipe.init), x.astype(jnp.float32)
+        exact, x = Recipe(self.recipe.spectral, self.recipe.init), settled(x).astype(jnp.float32)
         pooled = stages["pooled"] = x.mean((1, 2))
         before = (self.head_padding, 0)
         flat = jnp.pad(x, ((0, 0), before, before, (0, 0))).reshape(len(x), -1)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from gantransfer.models import convolution
 from gantransfer.models.family import Judgement, Labels, wanted
 from gantransfer.models.fastgan_layers import SkipExcitation, gated_half, pooled_to
-from gantransfer.models.layers import BatchNorm, ClassTable, Conv, NormRule, Recipe
+from gantransfer.models.layers import BatchNorm, ClassTable, Conv, NormRule, Recipe, settled
 
 SMALL = 128
 SLOPE = 0.2
@@ -162,7 +162,7 @@ class Discriminator(nn.Module):
             y = SmallBlock(_channels(side, self.width), i == 0, self.recipe, scale, name=f"small_{i}")(y, train)
         large = Head(_channels(8, self.width), self.recipe, name="head_big")(maps[-1], train)
         logits = tuple(each.astype(jnp.float32) for each in (large, Head(0, self.recipe, name="head_small")(y, train)))
-        pooled = stages["pooled"] = maps[-1].astype(jnp.float32).mean((1, 2))
+        pooled = stages["pooled"] = settled(maps[-1]).astype(jnp.float32).mean((1, 2))
         if self.projection:
             table = ClassTable(self.num_classes, pooled.shape[1], Recipe(None, self.recipe.init), name="embed")
             judged = (table(c) * pooled).sum(1, keepdims=True)

@@ -471,3 +471,11 @@ class Attention(nn.Module):
         mixed = attention.mixed(weights, value, form)
         out = project(mixed.reshape(n, h, w, c // 2), c, "o")
         return self.param("gamma", nn.initializers.zeros, ()).astype(dtype) * out + x
+
+
+def settled(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """The same map, to be summed over its pixels: in half precision it is computed before the sum is begun.
+
+    jaxlib 0.12 makes one CPU kernel of half-precision convolutions and such a sum, and that returns noise, even NaN.
+    """
+    return x if x.dtype == jnp.float32 else jax.lax.optimization_barrier(x)

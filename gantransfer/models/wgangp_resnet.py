@@ -30,6 +30,7 @@ from gantransfer.models.layers import (
     batch_moments,
     class_vector,
     scale_shift,
+    settled,
 )
 from gantransfer.models.options import complete
 
@@ -190,7 +191,7 @@ class Discriminator(nn.Module):
             size = x.shape[1]
             x = stages[f"b{size}"] = DiscriminatorBlock(features, self.eps, self.recipe, name=f"block_{i}")(x)
         # The heads work in float32 whatever the blocks' precision: losses read them directly.
-        x, exact = x.astype(jnp.float32), UniformRecipe()
+        x, exact = settled(x).astype(jnp.float32), UniformRecipe()
         stages["pooled"], flat = x.mean((1, 2)), x.reshape(len(x), -1)
         logits = Dense(1, exact, name="head")(flat)[:, 0]
         classes = Dense(self.num_classes, exact, name="class_head")(flat) if self.has_class_head else None
