@@ -59,8 +59,8 @@ def jobs_of(plan: Plan, fake: Pictures, real: References, train: RealPictures | 
         jobs.append(job)
         if plan.protocol.both_references and metric.needs_real and train is not None and not _same(real, train):
             check_sizes(fake, train)
-            _check_sides(job, fake, train)
             jobs.append(replace(job, by_train=True))
+            _check_sides(jobs[-1], fake, train)
     return jobs
 
 
@@ -74,7 +74,9 @@ def _check_sides(job: Job, fake: Pictures, real: References) -> None:
     pictured = isinstance(real, RealPictures)
     if not pictured and (metric.needs_real or metric.labels) and not metric.of_moments:
         raise UserError("--metrics", name, "with --reference what needs no more of real images: fid and fd_NETWORK")
-    judged = [("generated", fake)] + ([("real", real)] if metric.needs_real and pictured else [])
+    judged = [("generated", fake)]
+    if metric.needs_real and pictured:
+        judged.append(("training" if job.by_train else "real", real))
     for kind, side in judged:
         if len(side) < least:
             value = f"{len(side)} {kind} images ({side.name})"

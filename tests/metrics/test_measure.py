@@ -279,7 +279,7 @@ def test_few_shot_numbers_have_a_second_column_against_the_training_images(real)
     assert "fid_train" not in measured(copies, real, ("fid",), train=train)
     assert "fid_train" not in measured(copies, real, ("fid",), protocol="fewshot")
     few = RealPictures(image_set(4, seed=8))
-    with pytest.raises(UserError, match="prdc: '4 real images.*at least 6"):
+    with pytest.raises(UserError, match="prdc: '4 training images.*at least 6"):
         measured(copies, real, ("prdc",), train=few, protocol="fewshot")
 
 
