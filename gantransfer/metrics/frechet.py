@@ -148,6 +148,7 @@ def factor_of_covariance(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarr
 
 def _root_trace(a: Float[np.ndarray, "d d"], b: Float[np.ndarray, "d d"]) -> tuple[float, float]:
     """The trace of (a b)^(1/2) from symmetric eigenvalues, and an estimate of its error."""
+    from scipy.linalg.blas import dsymm
     from scipy.linalg.lapack import dpstrf, dsygst
 
     # Symmetric, so either order in memory will do: rows in a row for NumPy, columns in a row for LAPACK.
@@ -156,13 +157,12 @@ def _root_trace(a: Float[np.ndarray, "d d"], b: Float[np.ndarray, "d d"]) -> tup
     lower, pivots, rank, _ = dpstrf(b.T, lower=1)
     if rank == 0:
         return 0.0, 0.0
-    # Whole rows first: picking single numbers takes six times as long.
-    a = a.take(pivots - 1, axis=0).take(pivots - 1, axis=1).T
+    a = _upper_of_order(a, pivots - 1).T
     if rank == len(b):
         product, _ = dsygst(a, lower, itype=2, lower=1, overwrite_a=1)
     else:
         factor = np.tril(lower)[:, :rank]
-        product = factor.T @ a @ factor
+        product = factor.T @ dsymm(1.0, a, factor, lower=1)
     roots = np.sqrt(np.maximum(symmetric_eigenvalues(product), 0))[::-1]
     # What rounding moves each eigenvalue by, at the scale of the diagonal.
     moved = ROUNDING * np.finfo(np.float64).eps * np.sort(np.diag(product))[::-1]
@@ -201,6 +201,16 @@ def _moments(rows: Shaped[np.ndarray, "n d"]) -> Moments:
         upper = dsyrk(1.0, centred.T, beta=1.0, c=upper, overwrite_c=1)
     _mirror(upper)
     return Moments(len(rows), mean, upper)
+
+
+def _upper_of_order(matrix: Float[np.ndarray, "d d"], order: Shaped[np.ndarray, " d"]) -> Float[np.ndarray, "d d"]:
+    """The upper triangle of a symmetric matrix with rows and columns in another order; below it nothing is written."""
+    upper = np.empty_like(matrix)
+    for start in range(0, len(order), PART):
+        # Whole rows first: picking single numbers takes six times as long.
+        rows = matrix.take(order[start : start + PART], axis=0)
+        upper[start : start + PART, start:] = rows.take(order[start:], axis=1)
+    return upper
 
 
 def _mirror(upper: Float[np.ndarray, "d d"]) -> None:

@@ -127,8 +127,8 @@ def measure(options: argparse.Namespace, weights: str) -> dict[str, Any]:
     command = [str(HERE / "features.py"), "--weights", weights, "--peer", options.peer, "--worker"]
     ours = {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     workers = {
-        "ours": Worker([sys.executable, *command, "ours"], options.core, ours),
-        "peer": Worker([options.peer_python, *command, "peer"], options.core, {}),
+        "ours": Worker([sys.executable, *command, "ours"], [options.core], ours),
+        "peer": Worker([options.peer_python, *command, "peer"], [options.core], {}),
     }
     versions = {side: worker.ask("about")["versions"] for side, worker in workers.items()}
     found = {side: np.array(worker.ask("features", count=2)["features"]) for side, worker in workers.items()}

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,19 +37,20 @@ class Worker:
 
     Args:
       command: what to start.
-      core: the only core that it may use.
+      cores: the only cores that it may use, one thread for each.
       environment: variables beside those of this process.
     """
 
-    def __init__(self, command: list[str], core: int, environment: dict[str, str]):
-        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    def __init__(self, command: list[str], cores: Collection[int], environment: dict[str, str]):
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
+        threads = dict.fromkeys(names, str(len(cores)))
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | threads | environment,
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
 
     def ask(self, name: str, **given: Any) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def ours(workload: str, form: str, core: int, cache: Path) -> Worker:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
     cached = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return Worker(
-        command, core, {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | cached
+        command, [core], {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | cached
     )
 
 
@@ -87,7 +89,7 @@ def theirs(options: argparse.Namespace, workload: str, variant: str, weights: Pa
     script = HERE / f"{WORKLOADS[workload].family}_torch.py"
     command = [options.peer_python, str(script), "--peer", options.peer, "--workload", workload]
     command += ["--variant", name, "--weights", str(weights), *(["--hoisted"] if hoisted else [])]
-    return Worker(command, options.core, {})
+    return Worker(command, [options.core], {})
 
 
 def variants_of(workload: str) -> tuple[str, ...]:
