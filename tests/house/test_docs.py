@@ -90,6 +90,13 @@ def test_named_files_exist(path):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_rows_have_as_many_cells_as_the_head_of_their_table(path):
+    for table in re.findall(r"(?:^ *\|[^\n]*\n)+", FENCE.sub("", path.read_text("utf-8")) + "\n", re.M):
+        head, *rows = (len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines())
+        assert set(rows) == {head}, table
+
+
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
 def test_python_blocks_are_python_and_json_blocks_are_json(path):
     for language, text in blocks(path):
         if language in ("python", "py"):
