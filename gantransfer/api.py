@@ -30,7 +30,8 @@ from gantransfer.models import FAMILIES
 from gantransfer.pretrained import catalogue
 from gantransfer.pretrained import export as exporting
 from gantransfer.pretrained.convert import convert
-from gantransfer.pretrained.source import Source, latents, load, to_uint8
+from gantransfer.pretrained.load import load
+from gantransfer.pretrained.source import Source, latents, to_uint8
 from gantransfer.run import Run, check_truncation, opened
 from gantransfer.training import evaluator, loop
 from gantransfer.training.partition import MODES, get_mode

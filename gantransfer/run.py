@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from gantransfer.errors import UserError
-from gantransfer.pretrained.source import Source, load
+from gantransfer.pretrained.load import load
+from gantransfer.pretrained.source import Source
 
 
 @dataclass(frozen=True)

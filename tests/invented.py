@@ -3,7 +3,7 @@
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gantransfer.pretrained.source import variable_shapes
+from gantransfer.pretrained.fresh import variable_shapes
 
 
 def invent(shapes, seed):

@@ -119,6 +119,11 @@ class Networks:
     streams: tuple[str, ...] = ()
     layer: Callable[[Role, str], int | None] | None = None
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and colour channels of an image."""
+        return self.resolution, self.resolution, self.channels
+
 
 @dataclass(frozen=True)
 class Option:

@@ -19,11 +19,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gantransfer.errors import UserError
 from gantransfer.models.family import Networks, Role
+from gantransfer.pretrained import converted
 from gantransfer.pretrained.conversion_report import Entry, Report
 from gantransfer.pretrained.description import numbered_classes
+from gantransfer.pretrained.fresh import build_networks, initial_leaves, variable_shapes
 from gantransfer.pretrained.layouts.layout import Layout, Leaf
 from gantransfer.pretrained.recognition import Part, Recognised, decide_options, recognise
-from gantransfer.pretrained.source import Source, SourceInfo, build_networks, initial_leaves, variable_shapes
+from gantransfer.pretrained.source import Source, SourceInfo
 
 SHOWN = 6
 ASKED = "asked for by {} {}"
@@ -139,8 +141,6 @@ def convert(
       UserError: `out` exists; the checkpoint cannot be read or is of no known layout; its networks and its
         configuration disagree; entries are unknown, missing, of other shapes or not finite without being named.
     """
-    from gantransfer.pretrained import converted
-
     out = Path(out).expanduser()
     converted.check_free(out)
     request = Request(

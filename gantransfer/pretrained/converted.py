@@ -36,8 +36,9 @@ from gantransfer.pretrained.description import (
     short,
 )
 from gantransfer.pretrained.folder import check_leaves, whole_folder
+from gantransfer.pretrained.fresh import variable_shapes
 from gantransfer.pretrained.sample_statistics import sample_statistics
-from gantransfer.pretrained.source import Source, Variables, variable_shapes
+from gantransfer.pretrained.source import Source, Variables
 
 DESCRIPTION, WEIGHTS = "source.json", "weights"
 # Means of 16 samples agree to this between machines and precisions; a wrong layout or constant moves them further.

@@ -10,7 +10,8 @@ from typing import Any
 
 from gantransfer.errors import UserError
 from gantransfer.models.family import Networks
-from gantransfer.pretrained.source import Source, SourceInfo, build_networks
+from gantransfer.pretrained.fresh import build_networks
+from gantransfer.pretrained.source import Source, SourceInfo
 
 FORMAT_VERSION = 1
 LARGEST_OPTION = 10**6

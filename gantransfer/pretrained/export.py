@@ -20,10 +20,11 @@ from gantransfer.models.family import Role
 from gantransfer.pretrained.card import model_card
 from gantransfer.pretrained.converted import check_free
 from gantransfer.pretrained.folder import whole_folder, write_source
+from gantransfer.pretrained.fresh import build_networks
 from gantransfer.pretrained.layouts import get_layout
 from gantransfer.pretrained.layouts.layout import Layout, to_theirs
 from gantransfer.pretrained.recognition import Part, Recognised, Slot, decide_options
-from gantransfer.pretrained.source import Source, Variables, build_networks, latents
+from gantransfer.pretrained.source import Source, Variables, latents
 from gantransfer.pretrained.stablehlo import write_sampler
 from gantransfer.pretrained.torch_writer import write_torch
 

@@ -24,7 +24,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gantransfer.errors import UserError
 from gantransfer.pretrained.description import check_description, describe, described_networks, read_json, short
-from gantransfer.pretrained.source import Source, Variables, variable_shapes
+from gantransfer.pretrained.fresh import variable_shapes
+from gantransfer.pretrained.source import Source, Variables
 
 EMA, RAW, DISCRIMINATOR = "generator.safetensors", "generator_raw.safetensors", "discriminator.safetensors"
 # Names of safetensors for the types that variables have.

@@ -1,30 +1,24 @@
 """A source: a pretrained generator, its discriminator where there is one, and what is known about them.
 
-`load` finds a source by name or path, `fresh` makes one with random weights. A `Source` generates, judges and
-samples; nothing in it changes. Images of `sample` are functions of (weights, seed, index): asking for more of them,
-or for fewer, gives the same ones.
+A `Source` generates, judges and samples; nothing in it changes. Images of `sample` are functions of (weights, seed,
+index): asking for more of them, or for fewer, gives the same ones.
 """
 
 import dataclasses
 import hashlib
-import os
-import sys
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Float32, UInt8
 
 from gantransfer.errors import UserError, one_of
-from gantransfer.models import get_family
 from gantransfer.models.family import Latent, Networks
 
 Variables = Mapping[str, Any]  # collections of a network: params, batch_stats, spectral, constants
@@ -230,125 +224,6 @@ class Source:
         return labels.astype(np.int32)
 
 
-def load(name: str | Path, check: bool = False) -> Source:
-    """Loads a source: a catalogue name, a run, a source folder or snapshot, a converted folder, or a checkpoint as it
-    was published, which is converted in memory and says on standard error what became of it.
-
-    What a catalogue name stands for is downloaded the first time (`gantransfer.pretrained.catalogue.fetch`).
-
-    A run's folder means its newest snapshot; `RUN@best` means the snapshot folder of that name, `RUN@12800` the
-    snapshot after 12,800 images. A catalogue name wins over a folder of the same name (write `./glyphs` for the
-    folder).
-
-    Args:
-      name: of the source.
-      check: whether to make the samples of a converted folder's fingerprint again and to compare them. The weights of
-        every folder are compared with their SHA-256 in any case.
-
-    Raises:
-      UserError: nothing of the kind is there, naming the nearest catalogue name, or what is there cannot be read.
-    """
-    # These build on this file.
-    from gantransfer.pretrained import catalogue, convert, converted, folder
-
-    if name in catalogue.CATALOGUE:
-        entry = catalogue.CATALOGUE[str(name)]
-        if entry.layout is None:
-            raise UserError("source", entry.name, f"a source that can be read here; {entry.about} ({entry.page})")
-        found = load(catalogue.fetch(entry), check)
-        known = {"licence": entry.licence, "origin": entry.page, "trained_on": entry.trained_on}
-        return found if entry.folder else with_info(found, name=entry.name, **known)
-    # os.path answers no, where Path raises, for names that cannot be paths at all.
-    place, at, which = str(name).rpartition("@")
-    if not at or os.path.exists(name):
-        place, which = str(name), ""
-    if os.path.isdir(os.path.join(place, "snapshots")):
-        return folder.read_source(folder.find_snapshot(Path(place), which or None))
-    if not which and converted.is_converted(place):
-        return converted.read_converted(place, check)
-    if not which and folder.is_source(place):
-        return folder.read_source(place)
-    if not which and (os.path.isfile(place) or (os.path.isdir(place) and os.listdir(place))):
-        source, report = convert.open_checkpoint(place)
-        print(report.summary(), file=sys.stderr)
-        return source
-    kinds = (
-        "a catalogue name ({}), a source folder or snapshot, a converted folder, a run, RUN@IMAGES or RUN@SNAPSHOT, or "
-        "a published checkpoint"
-    )
-    raise UserError("source", str(name), kinds.format(catalogue.near(str(name))))
-
-
-def fresh(family_name: str, options: Mapping[str, Any], class_names: Sequence[str], seed: int) -> Source:
-    """Makes a source with random weights, for training from scratch.
-
-    Args:
-      family_name: a model family.
-      options: architecture options; those left out take the family's defaults, and the number of classes follows from
-        the names.
-      class_names: one name per class.
-      seed: of the weights.
-
-    Raises:
-      UserError: an unknown family or option, a value out of range, or names that are missing or repeated.
-    """
-    networks, complete = build_networks(family_name, options, class_names)
-    generator, discriminator = initial_variables(networks, seed)
-    info = SourceInfo(
-        name=f"fresh {family_name}",
-        family=family_name,
-        options=complete,
-        resolution=networks.resolution,
-        channels=networks.channels,
-        z_dim=networks.z_dim,
-        class_names=tuple(class_names),
-        origin=f"random weights of seed {seed}",
-        images_seen=0,
-    )
-    return Source(info, networks, generator, generator, discriminator)
-
-
-def build_networks(
-    family_name: str, options: Mapping[str, Any], class_names: Sequence[str]
-) -> tuple[Networks, dict[str, Any]]:
-    """Builds the networks of a family for the classes named; returns them and the complete options.
-
-    Raises:
-      UserError: an unknown family or option, a value out of range, or class names that are missing or repeated.
-    """
-    family = get_family(family_name)
-    for option in options:
-        one_of("model", option, family.options)
-    repeated = sorted({name for name in class_names if list(class_names).count(name) > 1})
-    if repeated or not class_names:
-        raise UserError("class_names", repeated or list(class_names), "at least one name, each once")
-    complete = {name: option.default for name, option in family.options.items()} | dict(options)
-    complete["num_classes"] = len(class_names)
-    return family.build(**complete), complete
-
-
-def initial_variables(networks: Networks, seed: int) -> tuple[Variables, Variables]:
-    """Returns random variables of both networks, all collections; same seed, same values."""
-    both = unflatten_dict(_compiled_initial()(*_initial_arguments(networks), None, jax.random.key(seed)), sep="/")
-    return both["generator"], both["discriminator"]
-
-
-def initial_leaves(networks: Networks, seed: int, paths: Sequence[str]) -> dict[str, Array]:
-    """Returns some leaves of `initial_variables` by path (`generator/params/...`), without computing the others."""
-    return _compiled_initial()(*_initial_arguments(networks), tuple(paths), jax.random.key(seed))
-
-
-def variable_shapes(networks: Networks) -> tuple[Variables, Variables]:
-    """Returns shapes and dtypes of both networks' variables, without computing them."""
-    shapes = jax.eval_shape(partial(_initial, *_initial_arguments(networks), None), jax.random.key(0))
-    both = unflatten_dict(shapes, sep="/")
-    return both["generator"], both["discriminator"]
-
-
-def _initial_arguments(networks: Networks) -> tuple[Any, ...]:
-    return networks.generator, networks.discriminator, _image_shape(networks), networks.z_dim
-
-
 def latents(n: int, z_dim: int, seed: int, cut: bool = False, latent: Latent = "normal") -> Float32[np.ndarray, "n z"]:
     """Draws latents of the distribution `Networks.latent`; row i depends on `seed` and i only, not on `n`.
 
@@ -393,7 +268,7 @@ def find_class(field_name: str, name: ClassName, class_names: Sequence[str]) -> 
 def check_images(field_name: str, images: Any, networks: Networks) -> Float32[np.ndarray, "n h w c"]:
     """Returns images as float32; raises `UserError` where shape, type or range are not what the networks take."""
     images = np.asarray(images)
-    shape = _image_shape(networks)
+    shape = networks.image_shape
     if images.ndim != 4 or images.shape[1:] != shape:
         raise UserError(field_name, images.shape, f"an array of shape (n, {', '.join(map(str, shape))})")
     if images.dtype.kind != "f" or (images.size and np.abs(images).max() > 1.01):
@@ -410,10 +285,6 @@ def _checked_truncation(truncation: float | int) -> float:
     if not (np.isfinite(truncation) and truncation >= 0):
         raise UserError("truncation", truncation, "a finite number of at least 0")
     return float(truncation)
-
-
-def _image_shape(networks: Networks) -> tuple[int, int, int]:
-    return networks.resolution, networks.resolution, networks.channels
 
 
 def in_batches(function: Any, *arrays: np.ndarray) -> np.ndarray:
@@ -454,28 +325,3 @@ def _latents(key: Array, indices: Array, z_dim: int, cut: bool, latent: Latent) 
         return jax.random.truncated_normal(own, -2, 2, (z_dim,)) if cut else jax.random.normal(own, (z_dim,))
 
     return jax.vmap(one)(indices)
-
-
-def _initial(
-    generator: nn.Module,
-    discriminator: nn.Module,
-    shape: tuple[int, int, int],
-    z_dim: int,
-    paths: tuple[str, ...] | None,
-    key: Array,
-) -> dict[str, Array]:
-    """Leaves by path: those of `paths`, or all."""
-    labels = jnp.zeros((1,), jnp.int32)
-    key_of = lambda role: jax.random.fold_in(key, zlib.crc32(role.encode()))
-    g = generator.init(key_of("generator"), jnp.zeros((1, z_dim)), labels)
-    d = discriminator.init(key_of("discriminator"), jnp.zeros((1, *shape)), labels)
-    flat = flatten_dict({"generator": g, "discriminator": d}, sep="/")
-    return flat if paths is None else {path: flat[path] for path in paths}
-
-
-@cache
-def _compiled_initial() -> Callable[..., dict[str, Array]]:
-    """One program for everything: made eagerly, many small operations would be compiled one by one."""
-    # It runs once, so optimising does not pay: without, a 16 px pair takes 6 s of a CPU core to compile, not 35.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(_initial, static_argnums=(0, 1, 2, 3, 4), compiler_options=options)

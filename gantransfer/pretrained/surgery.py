@@ -31,15 +31,8 @@ from gantransfer.pretrained.class_map import (
     parse_class_map,
     resolve,
 )
-from gantransfer.pretrained.source import (
-    Source,
-    Variables,
-    build_networks,
-    initial_leaves,
-    latents,
-    variable_shapes,
-    with_info,
-)
+from gantransfer.pretrained.fresh import build_networks, initial_leaves, variable_shapes
+from gantransfer.pretrained.source import Source, Variables, latents, with_info
 from gantransfer.pretrained.spectral_vectors import exact_leaves, used_sigma
 from gantransfer.pretrained.surgery_condition import add_classes, is_conditional, merge_classes
 from gantransfer.pretrained.surgery_rebuild import row_scale

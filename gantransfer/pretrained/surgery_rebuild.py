@@ -9,7 +9,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gantransfer.models.family import ROLES, Role
-from gantransfer.pretrained.source import Source, Variables, build_networks, initial_leaves, variable_shapes, with_info
+from gantransfer.pretrained.fresh import build_networks, initial_leaves, variable_shapes
+from gantransfer.pretrained.source import Source, Variables, with_info
 from gantransfer.pretrained.surgery_report import Status, SurgeryReport
 
 Leaves = Mapping[str, Any]

@@ -28,7 +28,8 @@ from gantransfer.models import get_family
 from gantransfer.models.family import ROLES, Networks, Role
 from gantransfer.models.layers import normalised
 from gantransfer.objectives.losses import get_loss
-from gantransfer.pretrained.source import Source, initial_variables
+from gantransfer.pretrained.fresh import initial_variables
+from gantransfer.pretrained.source import Source
 from gantransfer.training import devices
 from gantransfer.training.bound import Bound
 from gantransfer.training.draws import StreamedBatch, keys_at, name_code

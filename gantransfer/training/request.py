@@ -16,7 +16,9 @@ from gantransfer.errors import UserError, one_of
 from gantransfer.models import get_family
 from gantransfer.pretrained.class_map import parse_class_map
 from gantransfer.pretrained.folder import read_source
-from gantransfer.pretrained.source import Source, fresh, load, with_info
+from gantransfer.pretrained.fresh import fresh
+from gantransfer.pretrained.load import load
+from gantransfer.pretrained.source import Source, with_info
 from gantransfer.pretrained.surgery import change_classes
 from gantransfer.pretrained.surgery_shape import change_channels, change_resolution, without_fade
 from gantransfer.training.partition import get_mode

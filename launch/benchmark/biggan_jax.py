@@ -30,8 +30,9 @@ import published  # noqa: E402
 
 from gantransfer import config as fields  # noqa: E402
 from gantransfer.data.image_set import ArrayPixels, ImageSet  # noqa: E402
+from gantransfer.pretrained.fresh import build_networks, variable_shapes  # noqa: E402
 from gantransfer.pretrained.layouts.biggan import PYTORCH  # noqa: E402
-from gantransfer.pretrained.source import Source, SourceInfo, build_networks, variable_shapes  # noqa: E402
+from gantransfer.pretrained.source import Source, SourceInfo  # noqa: E402
 from gantransfer.training.draws import Draw  # noqa: E402
 from gantransfer.training.prepare import Task, prepare  # noqa: E402
 from gantransfer.training.step import iterate, step  # noqa: E402

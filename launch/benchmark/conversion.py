@@ -23,7 +23,7 @@ FROM_A_NOTEBOOK = """
 import json, sys, time
 start = time.perf_counter()
 import gantransfer
-from gantransfer.pretrained.source import load
+from gantransfer.pretrained.load import load
 imported = time.perf_counter()
 source = load(sys.argv[1])
 loaded = time.perf_counter()
@@ -42,9 +42,9 @@ def write_checkpoint(file: Path, width: int) -> None:
     import numpy as np
     from flax.traverse_util import flatten_dict
 
+    from gantransfer.pretrained.fresh import build_networks, variable_shapes
     from gantransfer.pretrained.layouts import get_layout
     from gantransfer.pretrained.layouts.layout import to_theirs
-    from gantransfer.pretrained.source import build_networks, variable_shapes
     from gantransfer.pretrained.torch_writer import write_torch
 
     layout = get_layout("biggan-pytorch")

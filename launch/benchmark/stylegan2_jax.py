@@ -42,8 +42,9 @@ from biggan_jax import ITERATIONS, LOSSES, about, make_images, random_variables 
 
 from gantransfer import config as fields  # noqa: E402
 from gantransfer.objectives.penalties import path_lengths, r1_penalty  # noqa: E402
+from gantransfer.pretrained.fresh import build_networks, variable_shapes  # noqa: E402
 from gantransfer.pretrained.layouts.stylegan2 import ADA  # noqa: E402
-from gantransfer.pretrained.source import Source, SourceInfo, build_networks, variable_shapes  # noqa: E402
+from gantransfer.pretrained.source import Source, SourceInfo  # noqa: E402
 from gantransfer.training.draws import Draw  # noqa: E402
 from gantransfer.training.prepare import Task, prepare  # noqa: E402
 from gantransfer.training.step import iterate, step  # noqa: E402

@@ -16,7 +16,8 @@ from gantransfer.data.image_set import ArrayPixels, ImageSet
 from gantransfer.methods.hooks import REGISTRY
 from gantransfer.models import FAMILIES
 from gantransfer.models.family import ROLES, Role
-from gantransfer.pretrained.source import Source, fresh
+from gantransfer.pretrained.fresh import fresh
+from gantransfer.pretrained.source import Source
 from gantransfer.training import devices, prepare
 from gantransfer.training.partition import merge
 from gantransfer.training.state import GanState, Held, copy

@@ -87,6 +87,11 @@ def test_rooms_do_not_import_each_other_in_a_circle():
     graphlib.TopologicalSorter(graph).prepare()
 
 
+def test_files_do_not_import_each_other_in_a_circle():
+    graph = {module: {name for _, name in inner_imports(module) if name != "gantransfer"} for module in modules()}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
 def test_heavy_libraries_are_imported_inside_functions():
     assert not [
         f"{module}:{line} {name}"

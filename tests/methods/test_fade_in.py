@@ -8,7 +8,7 @@ from gantransfer import config as fields
 from gantransfer.errors import UserError
 from gantransfer.methods.fade_in import FadeIn
 from gantransfer.methods.hooks import MethodState, Observed
-from gantransfer.pretrained.source import fresh
+from gantransfer.pretrained.fresh import fresh
 from gantransfer.pretrained.surgery_shape import change_resolution
 from gantransfer.training.prepare import prepare
 from tests.contract import rig

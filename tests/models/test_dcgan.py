@@ -12,8 +12,9 @@ from gantransfer import config as fields
 from gantransfer.data.image_set import ArrayPixels, ImageSet
 from gantransfer.errors import UserError
 from gantransfer.models import get_family
+from gantransfer.pretrained.fresh import fresh, initial_variables
 from gantransfer.pretrained.layouts.dcgan_releases import DIGITS as DIGITS_RELEASE
-from gantransfer.pretrained.source import fresh, initial_variables, latents
+from gantransfer.pretrained.source import latents
 from gantransfer.training import draws, prepare
 
 TINY = {"resolution": 16, "channels": 1, "width": 4, "z_dim": 6}

@@ -13,7 +13,8 @@ from gantransfer.data.image_set import ArrayPixels, ImageSet
 from gantransfer.errors import UserError
 from gantransfer.models import get_family
 from gantransfer.models.fastgan_layers import pooled_to
-from gantransfer.pretrained.source import _logits, fresh, latents, variable_shapes
+from gantransfer.pretrained.fresh import fresh, variable_shapes
+from gantransfer.pretrained.source import _logits, latents
 from gantransfer.training import prepare
 from gantransfer.training.step import step
 from tests.invented import invented

@@ -16,7 +16,7 @@ from gantransfer.models.convolution import FORMS
 from gantransfer.models.resampling import make_filter
 from gantransfer.models.stylegan2_layers import Recipe, modulated_convolution
 from gantransfer.objectives.penalties import r1_penalty
-from gantransfer.pretrained.source import variable_shapes
+from gantransfer.pretrained.fresh import variable_shapes
 
 SMALL = {
     "resolution": 16,

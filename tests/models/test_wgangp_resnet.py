@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 
 from gantransfer import models
 from gantransfer.models.wgangp_resnet import UniformRecipe
-from gantransfer.pretrained.source import variable_shapes
+from gantransfer.pretrained.fresh import variable_shapes
 from gantransfer.training.partition import get_mode, make_partition
 from tests.contract import rig
 from tests.invented import invented

@@ -14,10 +14,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gantransfer import models
 from gantransfer.models.layers import normalised
+from gantransfer.pretrained.fresh import variable_shapes
 from gantransfer.pretrained.layouts.biggan_deep import PYTORCH
 from gantransfer.pretrained.layouts.layout import to_ours, to_theirs
 from gantransfer.pretrained.readers import read
-from gantransfer.pretrained.source import variable_shapes
 from tests.parity.nearness import assert_near, probes, quick_jit
 
 EVALUATION, TRAINING, BUFFERS = 1e-5, 2e-5, 1e-5

@@ -15,11 +15,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from gantransfer import models
 from gantransfer.models.biggan_deep import rows_at
 from gantransfer.models.layers import normalised
+from gantransfer.pretrained.fresh import variable_shapes
 from gantransfer.pretrained.layouts.biggan_deep import PYTORCH
 from gantransfer.pretrained.layouts.biggan_deep_hub import HUB
 from gantransfer.pretrained.layouts.layout import to_ours, to_theirs
 from gantransfer.pretrained.readers import read
-from gantransfer.pretrained.source import Source, SourceInfo, variable_shapes
+from gantransfer.pretrained.source import Source, SourceInfo
 from tests.parity.nearness import assert_near, quick_jit
 
 TRUNCATIONS = (0.02, 0.14, 0.3, 0.4, 0.41, 0.5, 0.58, 0.7, 0.94, 0.999, 1.0)

@@ -8,10 +8,10 @@ from flax.traverse_util import flatten_dict
 
 from gantransfer import models
 from gantransfer.errors import UserError
+from gantransfer.pretrained.fresh import variable_shapes
 from gantransfer.pretrained.layouts import biggan
 from gantransfer.pretrained.layouts.layout import to_ours, to_theirs
 from gantransfer.pretrained.readers import read
-from gantransfer.pretrained.source import variable_shapes
 
 FULL_WIDTH = ("biggan_64_ch64", "biggan_128_ch96", "biggan_256_ch96", "biggan_512_ch96")
 FULL_WIDTH += ("biggan_cifar10_ch64", "sagan_128_ch64", "sngan_128_ch64")

@@ -14,8 +14,8 @@ from flax.traverse_util import flatten_dict
 from gantransfer.pretrained.convert import Request, convert, open_checkpoint
 from gantransfer.pretrained.layouts.layout import to_theirs
 from gantransfer.pretrained.layouts.studiogan import LAYOUT
+from gantransfer.pretrained.load import load
 from gantransfer.pretrained.readers import read
-from gantransfer.pretrained.source import load
 from tests.parity.nearness import assert_near, quick_jit
 
 EVALUATION, TRAINING, BUFFERS = 1e-5, 2e-5, 1e-5

@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 
 from gantransfer import models
 from gantransfer.objectives.losses import class_cross_entropy
+from gantransfer.pretrained.fresh import variable_shapes
 from gantransfer.pretrained.layouts.layout import to_ours, to_theirs
 from gantransfer.pretrained.layouts.wgangp_resnet import PLAIN, TENSORFLOW
-from gantransfer.pretrained.source import variable_shapes
 from tests.parity.nearness import assert_near, quick_jit
 
 FORWARD, GRADIENTS = 1e-5, 1e-4

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gantransfer.pretrained.source import Source, SourceInfo, build_networks, variable_shapes
+from gantransfer.pretrained.fresh import build_networks, variable_shapes
+from gantransfer.pretrained.source import Source, SourceInfo
 from tests.invented import invent
 
 NAMES = ("apple", "banana", "cherry")

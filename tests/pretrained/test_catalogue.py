@@ -13,7 +13,7 @@ from gantransfer.errors import UserError
 from gantransfer.pretrained import layouts
 from gantransfer.pretrained.catalogue import CATALOGUE, TABLE, list_sources, near, read_table
 from gantransfer.pretrained.layouts.layout import Layout
-from gantransfer.pretrained.source import load
+from gantransfer.pretrained.load import load
 
 PUBLISHED = sorted(set(CATALOGUE) - {"glyphs"})
 

@@ -14,7 +14,7 @@ from gantransfer.pretrained import converted
 from gantransfer.pretrained.convert import Request, convert, open_checkpoint
 from gantransfer.pretrained.export import published_states
 from gantransfer.pretrained.layouts import get_layout
-from gantransfer.pretrained.source import load
+from gantransfer.pretrained.load import load
 from gantransfer.pretrained.torch_writer import write_torch
 
 LAYOUT = "biggan-pytorch"

@@ -16,7 +16,8 @@ from gantransfer.pretrained import download as module
 from gantransfer.pretrained.catalogue import CATALOGUE, GLYPHS, Entry, fetch
 from gantransfer.pretrained.download import PublishedFile, cache_folder, download, unpack
 from gantransfer.pretrained.export import export
-from gantransfer.pretrained.source import latents, load
+from gantransfer.pretrained.load import load
+from gantransfer.pretrained.source import latents
 
 BODY = bytes(range(256)) * 4000
 DIGEST = hashlib.sha256(BODY).hexdigest()

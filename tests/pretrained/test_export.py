@@ -12,7 +12,9 @@ import pytest
 
 from gantransfer.errors import UserError
 from gantransfer.pretrained.export import FORMATS, export
-from gantransfer.pretrained.source import fresh, latents, load, with_info
+from gantransfer.pretrained.fresh import fresh
+from gantransfer.pretrained.load import load
+from gantransfer.pretrained.source import latents, with_info
 from gantransfer.pretrained.torch_writer import write_torch
 
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from gantransfer.errors import UserError
-from gantransfer.pretrained import source as sources
 from gantransfer.pretrained.sample_statistics import sample_statistics
-from gantransfer.pretrained.source import fingerprint, fresh, latents, load, to_uint8
+from gantransfer.pretrained.source import Source, fingerprint, latents, to_uint8
 
 
 def test_generated_images_have_the_shape_type_and_range_of_the_public_face(plain_source):
@@ -25,7 +24,7 @@ def test_generated_images_have_the_shape_type_and_range_of_the_public_face(plain
 def test_generation_uses_the_averaged_weights(plain_source):
     z = latents(4, plain_source.networks.z_dim, seed=0)
     labels = [0, 1, 2, 0]
-    swapped = sources.Source(plain_source.info, plain_source.networks, plain_source.ema, plain_source.generator)
+    swapped = Source(plain_source.info, plain_source.networks, plain_source.ema, plain_source.generator)
     apply = jax.jit(plain_source.networks.generator.apply)
     expected = apply(plain_source.ema, jnp.array(z), jnp.array(labels)).images
     np.testing.assert_allclose(plain_source.generate(z, labels), expected, atol=1e-5)
@@ -148,8 +147,8 @@ def test_the_fingerprint_sees_every_network_and_the_smallest_change(plain_source
     moved = np.array(tiny.leaves(plain_source.discriminator)["params/head/bias"])
     moved = np.nextafter(moved, np.float32(9))
     other = tiny.replace_leaves(plain_source.discriminator, params__head__bias=moved)
-    changed = sources.Source(plain_source.info, plain_source.networks, plain_source.generator, plain_source.ema, other)
-    alone = sources.Source(plain_source.info, plain_source.networks, plain_source.ema, plain_source.ema, other)
+    changed = Source(plain_source.info, plain_source.networks, plain_source.generator, plain_source.ema, other)
+    alone = Source(plain_source.info, plain_source.networks, plain_source.ema, plain_source.ema, other)
     prints = {plain_source.fingerprint(), changed.fingerprint(), alone.fingerprint()}
     assert len(prints) == 3
     # The layout in memory is no part of what is hashed.
@@ -163,34 +162,3 @@ def test_sample_statistics_describe_the_sixteen_samples(plain_source):
     images = plain_source.sample(16, seed=0) / 255
     assert statistics["mean"] == pytest.approx(images.mean(), abs=1e-6)
     assert len(statistics["image_means"]) == 16
-
-
-def test_fresh_sources_follow_their_seed_and_names(tiny):
-    options = tiny.options | {"spectral_d": False}
-    first, again, other = (fresh("biggan", options, tiny.names, seed) for seed in (0, 0, 1))
-    assert first.info.class_names == tiny.names and first.info.num_classes == 3
-    assert first.info.options["num_classes"] == 3
-    assert first.generator is first.ema
-    assert first.fingerprint() == again.fingerprint() != other.fingerprint()
-    kernels = {path: leaf for path, leaf in tiny.leaves(first.ema).items() if path.endswith("kernel")}
-    assert all(leaf.std() > 0 for leaf in kernels.values())
-    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), sources.variable_shapes(first.networks)[0])
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), first.ema) == shapes
-    path = "params/class_head/kernel"
-    alone = sources.initial_leaves(first.networks, 0, [f"discriminator/{path}"])
-    np.testing.assert_array_equal(alone[f"discriminator/{path}"], tiny.leaves(first.discriminator)[path])
-
-
-@pytest.mark.parametrize(
-    ("options", "names", "words"),
-    [({"widht": 4}, ("a",), "did you mean width"), ({}, ("a", "a"), "each once"), ({}, (), "at least one name")],
-)
-def test_fresh_refuses_what_it_does_not_know(options, names, words):
-    with pytest.raises(UserError, match=words):
-        fresh("biggan", options, names, 0)
-
-
-def test_load_names_the_nearest_catalogue_name():
-    with pytest.raises(UserError, match="did you mean glyphs") as caught:
-        load("glyfs")
-    assert caught.value.field == "source"

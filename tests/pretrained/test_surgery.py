@@ -9,7 +9,8 @@ import pytest
 
 from gantransfer.errors import UserError
 from gantransfer.pretrained.class_map import parse_class_map
-from gantransfer.pretrained.source import build_networks, latents, variable_shapes
+from gantransfer.pretrained.fresh import build_networks, variable_shapes
+from gantransfer.pretrained.source import latents
 from gantransfer.pretrained.surgery import change_classes, step0_difference, with_fresh_discriminator
 
 TWELVE = tuple(f"t{i}" for i in range(12))

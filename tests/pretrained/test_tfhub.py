@@ -11,7 +11,8 @@ import pytest
 from gantransfer.errors import UserError
 from gantransfer.pretrained.convert import Request, convert, open_checkpoint
 from gantransfer.pretrained.layouts import all_layouts, get_layout
-from gantransfer.pretrained.source import latents, load
+from gantransfer.pretrained.load import load
+from gantransfer.pretrained.source import latents
 from tests.pretrained.readers.tensorflow_files import checkpoint, constant, saved_model
 
 EPS = {"spectral_eps": 1e-4, "norm_eps": 1e-4, "out_norm_eps": 1e-4}

@@ -7,7 +7,8 @@ import pytest
 
 from gantransfer import methods, models
 from gantransfer.pretrained.folder import read_source
-from gantransfer.pretrained.source import latents, variable_shapes
+from gantransfer.pretrained.fresh import variable_shapes
+from gantransfer.pretrained.source import latents
 from gantransfer.training.partition import MODES, get_mode, make_partition
 from gantransfer.training.prepare import prepare
 from tests.runs import rig

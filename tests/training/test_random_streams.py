@@ -7,7 +7,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gantransfer import config as fields
-from gantransfer.pretrained.source import Source, fresh
+from gantransfer.pretrained.fresh import fresh
+from gantransfer.pretrained.source import Source
 from gantransfer.training.bound import Bound
 from gantransfer.training.draws import draw_update, keys_at
 from gantransfer.training.prepare import prepare

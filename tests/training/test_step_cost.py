@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from gantransfer import config as fields
 from gantransfer.data.image_set import ArrayPixels, ImageSet
-from gantransfer.pretrained.source import fresh
+from gantransfer.pretrained.fresh import fresh
 from gantransfer.training.bound import Bound
 from gantransfer.training.draws import draw_update
 from gantransfer.training.partition import bytes_of
