@@ -54,7 +54,7 @@ def invented_weights(monkeypatch):
     """Fresh sources take weights that need no program to be made."""
     from tests.invented import invented
 
-    monkeypatch.setattr("gantransfer.pretrained.source.initial_variables", invented)
+    monkeypatch.setattr("gantransfer.pretrained.fresh.initial_variables", invented)
 
 
 @pytest.fixture(scope="session")

@@ -29,5 +29,5 @@ def invent(shapes, seed):
 
 
 def invented(networks, seed=0):
-    """Variables of both networks: stands in for `gantransfer.pretrained.source.initial_variables`."""
+    """Variables of both networks: stands in for `gantransfer.pretrained.fresh.initial_variables`."""
     return tuple(invent(shapes, 2 * seed + number) for number, shapes in enumerate(variable_shapes(networks)))
