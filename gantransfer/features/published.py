@@ -96,8 +96,7 @@ def find(name: str, published: tuple[Weights, ...]) -> tuple[Path, Weights | Non
         raise UserError(
             f"weights of {name}",
             None,
-            f"weights=PATH, or the file {first.described} from {first.page} put into the folder that ${FOLDER} names, "
-            f"or at {_kept(first)} ({first.file.url}: {error.allowed})",
+            f"weights=PATH, the file in the folder that ${FOLDER} names, or {error.allowed} ({first.file.url})",
         ) from error
     _check_digits(_kept(first), first)
     return _kept(first), first
