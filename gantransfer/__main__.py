@@ -191,6 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.verb is None:
             parser.print_help(sys.stderr)
             return 2
+        if unknown and not unknown[0].startswith("-"):
+            raise UserError(options.verb, unknown[0], "one word after each option; lists are joined by commas: a,b")
         if unknown:
             one_of(options.verb, unknown[0].partition("=")[0], (*parser.verbs[options.verb].flags, "--config.FIELD"))
         return dispatch(options, fields) or 0
