@@ -27,7 +27,12 @@ CASES = {
     "flag": (("finetune", "--sorce", "x"), "finetune", "--sorce", ("--batch, --config", "did you mean --source?")),
     "flag with value": (("sample", "--source=a", "--output=b", "--sed=1"), "sample", "--sed", ("did you mean --seed",)),
     "fields of another verb": (("list", "modes", "--config.kimg=1"), "--config.kimg", "list", ("the verb finetune",)),
-    "list with spaces": (("evaluate", "--metrics", "fid", "kid"), "evaluate", "kid", ("joined by commas",)),
+    "list with spaces": (
+        ("evaluate", "--source", "glyphs", "--metrics", "fid", "kid"),
+        "evaluate",
+        "kid",
+        ("joined by commas",),
+    ),
     "thing to list": (("list", "method"), "list", "method", ("did you mean methods?",)),
     # Missing paths.
     "source": (
