@@ -93,10 +93,13 @@ def find(name: str, published: tuple[Weights, ...]) -> tuple[Path, Weights | Non
     try:
         download(first.file, _kept(first), page=first.page, log=to_stderr)
     except UserError as error:
+        # A download that fails names the file and its place too: once is enough.
+        reason = error.allowed.rpartition(", since ")[2]
         raise UserError(
             f"weights of {name}",
             None,
-            f"weights=PATH, the file in the folder that ${FOLDER} names, or {error.allowed} ({first.file.url})",
+            f"weights=PATH, or the file {first.described} from {first.page} put into the folder that ${FOLDER} names, "
+            f"or at {_kept(first)} ({first.file.url}: {reason})",
         ) from error
     _check_digits(_kept(first), first)
     return _kept(first), first
